@@ -1,0 +1,91 @@
+"""What a model weighs and how right it is: parameters, zeros, multiply-accumulates, accuracy."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress_aug.batch import Batch
+from compress_aug.surgery import copy_model, device_of
+
+
+def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers, by name, whose weights pruning may zero: every convolution and linear layer.
+
+    >>> list(prunable_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))))
+    ['0']
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight that the layer computes with: masked, if it carries a mask."""
+    original = getattr(layer, "weight_orig", None)
+    weight = layer.weight if original is None else original * layer.weight_mask
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def sparsity(model: nn.Module) -> float:
+    """The share of prunable weights that are zero, in [0, 1]."""
+    zeros = total = 0
+    for layer in prunable_layers(model).values():
+        weight = effective_weight(layer)
+        zeros += int((weight == 0).sum())
+        total += weight.numel()
+    return zeros / total if total else 0.0
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers training may change (scales of quantizers included; a mask is not one)."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def nonzero_parameters(model: nn.Module) -> int:
+    """Parameters less the prunable weights that are zero."""
+    zeros = sum(int((effective_weight(layer) == 0).sum()) for layer in prunable_layers(model).values())
+    return parameters(model) - zeros
+
+
+def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one forward pass of one image of shape (C, H, W), zeros counted as well.
+
+    >>> macs(nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8))
+    6912
+    """
+    # On a copy: a quantized layer may update its statistics even in a pass that trains nothing.
+    probe = copy_model(model).eval()
+    image = torch.zeros(1, *image_shape, device=device_of(model))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        probe(image)
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def correct(model: nn.Module, batches: Iterable[Batch], normalise: Callable[[Tensor], Tensor]) -> tuple[int, int]:
+    """How many images of the batches the model names right, and how many there are.
+
+    normalise: uint8 images (N, C, H, W) -> float inputs of the model.
+
+    Runs in eval mode and in float32 (what the exported file computes), and leaves the mode as it was.
+    """
+    was_training = model.training
+    model.eval()
+    right = torch.zeros((), dtype=torch.int64, device=device_of(model))
+    total = 0
+    try:
+        for batch in batches:
+            logits = model(normalise(batch.images))
+            right += (logits.argmax(1) == batch.targets).sum()
+            total += len(batch)
+    finally:
+        model.train(was_training)
+    return int(right), total
+
+
+def accuracy(model: nn.Module, batches: Iterable[Batch], normalise: Callable[[Tensor], Tensor]) -> float:
+    """The share of images that the model names right, in [0, 1]; 0 for no images."""
+    right, total = correct(model, batches, normalise)
+    return right / total if total else 0.0
