@@ -1,0 +1,127 @@
+"""What a stage is: a frozen pydantic class that can foresee itself without torch, and run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch import Tensor, nn
+
+    from compress_aug.data import Data
+    from compress_aug.targets import Target
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known about the model before anything runs.
+
+    sparsity:      total share of prunable weights that are zero, in [0, 1)
+    weight_bits, activation_bits: nominal bits (32 = float)
+    attached:      how many additional blocks hang on the model now
+    kept:          name -> what was kept under it, "model" or "schedule"
+    epochs:        trained so far
+    cut:           whether channels were cut (how many only the model can tell)
+    files:         what was exported so far
+    """
+
+    sparsity: float = 0.0
+    weight_bits: int = FLOAT_BITS
+    activation_bits: int = FLOAT_BITS
+    attached: int = 0
+    kept: Mapping[str, str] = field(default_factory=dict)
+    epochs: int = 0
+    cut: bool = False
+    files: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> bool:
+        return min(self.weight_bits, self.activation_bits) < FLOAT_BITS
+
+
+@dataclass(frozen=True)
+class State:
+    """What flows from stage to stage.
+
+    model: the network as it is now, on the device
+    kept:  what earlier stages kept under a name: frozen models, found schedules
+    """
+
+    model: "nn.Module"
+    kept: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same while stages come and go.
+
+    seed:         of this stage: the recipe's seed, mixed with the stage's place
+    folder:       the run's folder; exported files go here
+    stage_folder: this stage's own folder, for what it must find again after an interruption
+    fit:          trains a `Training` to its end; `fit(training, checkpoint=path)` gives its history
+    original:     "parameters" and "macs" of the model that entered the recipe
+    metadata:     written into exported files
+    record:       adds a key to this stage's row of report.json
+    note:         says one line to the user and keeps it in the stage's row
+    images:       normalised float batches (N, C, H, W) of the training images, as many as asked for
+    """
+
+    data: "Data"
+    target: "Target"
+    seed: int
+    folder: Path
+    stage_folder: Path
+    fabric: "Fabric"
+    fit: Callable[..., list[dict[str, Any]]]
+    original: Mapping[str, float]
+    metadata: Mapping[str, str]
+    record: Callable[[str, object], None]
+    note: Callable[[str], None]
+    images: "Callable[[int], list[Tensor]]"
+    timing_repeats: int = 200
+
+
+class Part(BaseModel):
+    """A group of keys within a stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Stage(Part):
+    """One step of a recipe: the YAML word, its keys and what it does.
+
+    A stage of your own subclasses this, sets `word` and writes `run`:
+
+    >>> class Smooth(Stage):
+    ...     word = "smooth"
+    ...     alpha: float = 0.1
+    ...     def run(self, state, setup):
+    ...         return state
+
+    In a recipe it is named with a colon, `"my_pkg.stages:Smooth": {alpha: 0.2}`.
+    """
+
+    word: ClassVar[str]
+    # Whether every process of a multi-GPU run takes part; the others wait while the first one works.
+    distributed: ClassVar[bool] = False
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """What will be known after this stage. Pure and quick. Raises RecipeError if it cannot follow."""
+        return outlook
+
+    def run(self, state: State, setup: Setup) -> State:
+        """Do it. Owns the state's model, may change it, and returns the state to go on with."""
+        raise TypeError(f"the stage {type(self).__name__} has no run(state, setup)")
+
+    def title(self) -> str:
+        """A few words for tables: `prune to 40 %`."""
+        return self.word
+
+    def plan(self) -> dict[str, str]:
+        """The cells of the plan that only this stage fills: epochs, lr, magnitude, objective."""
+        return {}

@@ -1,0 +1,452 @@
+"""The one training loop: Training holds a stage's whole state, fit drives it to its end and survives interruptions."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress_aug import measure
+from compress_aug.batch import Batch
+from compress_aug.data import Data
+from compress_aug.errors import Interrupted, RunFolderError, TrainingError
+from compress_aug.folders import written_whole
+from compress_aug.precision import choose_precision
+from compress_aug.progress import EpochProgress, interrupt_flag
+from compress_aug.quantization import is_quantized, mean_weight_bits
+
+History = list[dict[str, Any]]
+
+# Work that a kill -9 may cost at most, when an epoch takes longer than this.
+SAVE_EVERY_SECONDS = 300.0
+
+
+class Objective(Protocol):
+    """What is minimised. Only `loss` must be there; the loop looks for the others by name.
+
+    Optional: prepare(setup), parameters() trained beside the model, advance(progress) before each step,
+    backward(losses, training) where the gradient is not that of the plain sum, state_dict(),
+    load_state_dict(state), close().
+    """
+
+    def loss(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+        """Named scalars, already weighted; their sum is minimised. batch.inputs holds the normalised images."""
+        ...
+
+
+class CrossEntropy:
+    """The plain objective.
+
+    label_smoothing: in [0, 1)
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self._label_smoothing = label_smoothing
+
+    def loss(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+        """{"cross_entropy": mean over the batch}, in float32 whatever the logits are."""
+        smoothing = self._label_smoothing
+        return {
+            "cross_entropy": functional.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimise; the keys of the `train` stage by the same names, with the same defaults.
+
+    batch_size: images per step over all devices;  warmup: share of the stage in which lr rises
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup: float = 0.0
+    clip_norm: float | None = None
+    weights: Literal["last", "best"] = "last"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+
+
+def mixed_seed(*parts: object) -> int:
+    """One seed from several numbers or words; the same on every machine and in every process.
+
+    >>> mixed_seed(0, "train", 1) == mixed_seed(0, "train", 1) != mixed_seed(0, "train", 2)
+    True
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def lr_factor(lr_schedule: str, progress: float, warmup: float = 0.0) -> float:
+    """What the learning rate is multiplied with at `progress` in [0, 1].
+
+    >>> lr_factor("cosine", 0.5), lr_factor("step", 0.65)
+    (0.5, 0.01)
+    """
+    if progress < warmup:
+        return progress / warmup
+    if lr_schedule == "cosine":
+        return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+    if lr_schedule == "step":
+        return float(0.1 ** min(3, math.floor(progress / 0.3 + 1e-9)))
+    return 1.0
+
+
+def facts_of(model: nn.Module, original: Mapping[str, float] | None = None) -> Callable[[str], float]:
+    """What `by:` schedules read: sparsity, parameters (share of `original["parameters"]`), bits. Read once."""
+    readings: dict[str, Callable[[], float]] = {
+        "sparsity": lambda: measure.sparsity(model),
+        "parameters": lambda: measure.parameters(model) / (original or {}).get("parameters", math.nan),
+        "bits": lambda: mean_weight_bits(model),
+    }
+
+    @cache
+    def fact(name: str) -> float:
+        return readings[name]()
+
+    return fact
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW. Weights decay; biases, norms and quantizer scales (fewer than two axes) do not."""
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=settings.lr)
+
+
+class Training:
+    """One stage of training as an object that can be stopped after any step and gone on with.
+
+    model:     trained in place
+    objective: see `Objective`; plain cross entropy by default
+    augment:   (batch, magnitude, epoch, seed) -> batch, on raw images; none by default, not even crop and flip
+    magnitude: progress in [0, 1] -> 0..30, or None for no RandAugment
+    fabric:    lightning-fabric's device and processes; the model's own device by default
+    on_step:   called with (model, progress) before each step, for gradual change inside one optimizer run
+    note:      is told, in one line, what was chosen and why
+
+    >>> training = Training(model, data, settings=Settings(epochs=2))
+    >>> history = fit(training)
+    >>> model = training.finished_model()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        objective: Objective | None = None,
+        settings: Settings = Settings(epochs=1),
+        *,
+        augment: Callable[[Batch, int | None, int, int], Batch] | None = None,
+        magnitude: Callable[[float], int | None] = lambda progress: None,
+        seed: int = 0,
+        fabric: Fabric | None = None,
+        on_step: Callable[[nn.Module, float], None] | None = None,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.fabric = fabric or Fabric(accelerator="auto", devices=1)
+        self.data = data.to(self.fabric.device)
+        self.objective = objective or CrossEntropy()
+        self.settings = settings
+        self.seed = seed
+        self.history: History = []
+        self._augment = augment
+        self._magnitude = magnitude
+        self._on_step = on_step
+        self._step = 0
+        self._started = time.perf_counter()
+        self._tally = _Tally()
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+        chosen = choose_precision(
+            self.fabric.device, settings.precision, quantized=is_quantized(model), sample=data.image_shape
+        )
+        note(chosen.reason)
+        self._dtype = chosen.autocast
+        self._layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
+        self.model = model.to(self.fabric.device).to(memory_format=self._layout)
+        self._prepare_objective()
+        extra = list(getattr(self.objective, "parameters", tuple)())
+        self.optimizer: Any
+        self._wrapped, self.optimizer = self.fabric.setup(
+            self.model, build_optimizer([*self.model.parameters(), *extra], settings)
+        )
+
+    def _prepare_objective(self) -> None:
+        teacher = getattr(self.objective, "teacher", None)
+        if isinstance(teacher, nn.Module):
+            teacher.to(self.fabric.device).to(memory_format=self._layout)
+        if hasattr(self.objective, "prepare"):
+            self.objective.prepare(self)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.data.train.steps(self.settings.batch_size, drop_last=True, world=self.fabric.world_size)
+
+    def epoch(self, each_step: Callable[["Training"], bool] = lambda training: False) -> bool:
+        """Train for one epoch (or the rest of one) and validate; False if `each_step` asked for a pause.
+
+        Raises TrainingError when the loss is no longer a number.
+        """
+        epoch = self.epochs_done
+        if self._step == 0:
+            torch.manual_seed(mixed_seed(self.seed, "epoch", epoch, self.fabric.global_rank))
+            self._tally = _Tally()
+        self.model.train()
+        self._started = time.perf_counter()
+        for batch in self._batches(epoch):
+            self._one_step(batch, epoch)
+            self._step += 1
+            if each_step(self):
+                self._tally.seconds += time.perf_counter() - self._started
+                return False
+        self._tally.seconds += time.perf_counter() - self._started
+        self._close_epoch(epoch)
+        return True
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        batches = self.data.train.batches(
+            self.settings.batch_size,
+            order_seed=mixed_seed(self.seed, "order", epoch),
+            drop_last=True,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
+        return islice(batches, self._step, None)
+
+    def so_far(self) -> dict[str, Any]:
+        """The row of the epoch under way: loss, train_accuracy, magnitude, lr, images_per_second."""
+        running = replace(self._tally, seconds=self._tally.seconds + time.perf_counter() - self._started)
+        return running.row()
+
+    def progress(self) -> float:
+        """How much of the stage is done, in [0, 1)."""
+        return (self.epochs_done + self._step / self.steps_per_epoch) / self.settings.epochs
+
+    def _one_step(self, batch: Batch, epoch: int) -> None:
+        progress = self.progress()
+        if self._on_step:
+            self._on_step(self.model, progress)
+        if hasattr(self.objective, "advance"):
+            self.objective.advance(progress)
+        lr = self.settings.lr * lr_factor(self.settings.lr_schedule, progress, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        magnitude = self._magnitude(progress)
+        batch = batch.to(self.fabric.device)
+        if self._augment:
+            batch = self._augment(batch, magnitude, epoch, self.seed)
+        inputs = self.data.normalise(batch.images).contiguous(memory_format=self._layout)
+        batch = replace(batch, inputs=inputs)
+        with self._autocast():
+            logits = self._wrapped(inputs)
+            losses = self.objective.loss(batch, logits)
+        self._descend(losses)
+        self._tally.add(sum(losses.values()), logits, batch.targets, magnitude, lr)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        # Plain autocast and not fabric's precision: fabric is one for the whole run, the choice one per stage.
+        kind = self.fabric.device.type
+        return torch.autocast(kind, dtype=self._dtype or torch.bfloat16, enabled=self._dtype is not None)
+
+    def _descend(self, losses: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if hasattr(self.objective, "backward"):
+            self.objective.backward(losses, self)
+        else:
+            self.fabric.backward(sum(losses.values()))
+        if self.settings.clip_norm is not None:
+            self.fabric.clip_gradients(self._wrapped, self.optimizer, max_norm=self.settings.clip_norm)
+        self.optimizer.step()
+
+    def _close_epoch(self, epoch: int) -> None:
+        row = {"epoch": epoch + 1, **self._tally.over_all(self.fabric).row()}
+        if not math.isfinite(row["loss"]):
+            raise TrainingError(
+                f"The loss became {row['loss']} in epoch {epoch + 1}: try a smaller lr (it was "
+                f"{self.settings.lr:g}) or clip_norm: 1.0."
+            )
+        row["validation_accuracy"] = self.validate()
+        self.history.append(row)
+        self._step = 0
+        score = row["validation_accuracy"]
+        if self.settings.weights == "best" and score is not None and (not self._best or score > self._best[0]):
+            weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self._best = (score, weights)
+
+    def validate(self) -> float | None:
+        """Accuracy on the validation split in [0, 1], over all processes; None if there is no such split."""
+        if not len(self.data.validation):
+            return None
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        batches = self.data.validation.batches(1000, rank=rank, world=world)
+        right, total = measure.correct(self.model, batches, self.data.normalise)
+        both = self.fabric.all_reduce(torch.tensor([right, total], device=self.fabric.device), reduce_op="sum")
+        assert isinstance(both, Tensor)
+        return int(both[0]) / int(both[1])
+
+    def finished_model(self) -> nn.Module:
+        """The trained model (its best weights, if so asked), without what training hung on it."""
+        if self._best:
+            self.model.load_state_dict(self._best[1])
+        if hasattr(self.objective, "close"):
+            self.objective.close()
+        # One layout between stages, whatever the training used: a resumed run loads it in this one too.
+        return self.model.to(memory_format=torch.contiguous_format)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that going on needs: plain numbers, text and tensors, so that no pickle is read back."""
+        objective = self.objective.state_dict() if hasattr(self.objective, "state_dict") else {}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "objective": objective,
+            "history": self.history,
+            "step": self._step,
+            "tally": self._tally.state(),
+            "rng": torch.get_rng_state(),
+            "best": list(self._best) if self._best else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if hasattr(self.objective, "load_state_dict"):
+            self.objective.load_state_dict(state["objective"])
+        self.history = list(state["history"])
+        self._step = state["step"]
+        self._tally = _Tally(**state["tally"])
+        self._best = (state["best"][0], state["best"][1]) if state["best"] else None
+        torch.set_rng_state(state["rng"])
+
+
+@dataclass
+class _Tally:
+    """Sums over the steps of one epoch, kept as tensors so that a GPU need not wait in each step."""
+
+    loss: Tensor | float = 0.0
+    right: Tensor | int = 0
+    images: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    first: int | None = None
+    last: int | None = None
+    lr: float = 0.0
+
+    def add(self, loss: Any, logits: Tensor, targets: Tensor, magnitude: int | None, lr: float) -> None:
+        self.loss = self.loss + loss.detach().double()
+        self.right = self.right + (logits.detach().argmax(1) == targets).sum()
+        self.images += len(targets)
+        if self.steps == 0:
+            self.first = magnitude
+        self.last, self.lr = magnitude, lr
+        self.steps += 1
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def over_all(self, fabric: Fabric) -> "_Tally":
+        """The sums over all processes."""
+        sums = torch.tensor(
+            [float(self.loss), float(self.right), float(self.images), float(self.steps)],
+            dtype=torch.float64,
+            device=fabric.device,
+        )
+        total = fabric.all_reduce(sums, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        loss, right, images, steps = total.tolist()
+        return replace(self, loss=loss, right=int(right), images=int(images), steps=int(steps))
+
+    def row(self) -> dict[str, Any]:
+        """What one epoch is reported with."""
+        drawn = None if self.first is None and self.last is None else [self.first, self.last]
+        return {
+            "loss": float(self.loss) / max(self.steps, 1),
+            "train_accuracy": float(self.right) / max(self.images, 1),
+            "magnitude": drawn,
+            "lr": self.lr,
+            "images_per_second": self.images / max(self.seconds, 1e-9),
+            "seconds": self.seconds,
+        }
+
+
+def fit(
+    training: Training,
+    *,
+    checkpoint: Path | None = None,
+    progress: EpochProgress | None = None,
+) -> History:
+    """Train to the end of the last epoch and return one row per epoch.
+
+    checkpoint: a file that is written after each epoch (and every few minutes, and at Ctrl-C); if it exists,
+                training goes on from it and ends with the very same result.
+    progress:   shows loss, accuracy, images/s and the time left.
+
+    Raises Interrupted at Ctrl-C, once the state is saved; TrainingError when the loss is not a number.
+    """
+    if checkpoint is not None and checkpoint.exists():
+        _load(training, checkpoint)
+    with interrupt_flag() as interrupted:
+        saved = time.monotonic()
+
+        def pause(training: Training) -> bool:
+            if progress:
+                progress.step(training)
+            return interrupted() or (
+                checkpoint is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS
+            )
+
+        while training.epochs_done < training.settings.epochs:
+            whole = training.epoch(pause)
+            if whole and progress:
+                progress.epoch(training)
+            if checkpoint is not None and training.fabric.is_global_zero:
+                _save(training, checkpoint)
+                saved = time.monotonic()
+            if interrupted():
+                raise Interrupted(
+                    f"Stopped in epoch {min(training.epochs_done + 1, training.settings.epochs)}"
+                    f" of {training.settings.epochs}."
+                )
+    return training.history
+
+
+def _save(training: Training, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        torch.save(training.state_dict(), temporary)
+
+
+def _load(training: Training, path: Path) -> None:
+    try:
+        state = torch.load(path, map_location=training.fabric.device, weights_only=True)
+        state["rng"] = state["rng"].cpu()
+        training.load_state_dict(state)
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{path} is not a state of this training: {reason}.") from error
