@@ -21,6 +21,7 @@ CompressAugError
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class CompressAugError(Exception):
@@ -97,10 +98,14 @@ class ParityError(ExportError):
 
 
 class BudgetMissed(WorkError):
-    """Everything was written, but the file misses a budget. `misses` holds one sentence for each."""
+    """Everything was written, but the file misses a budget.
+
+    misses: one sentence for each;  folder: of the run, where everything lies, once it is known
+    """
 
     def __init__(self, misses: Sequence[str]) -> None:
         self.misses = list(misses)
+        self.folder: Path | None = None
         super().__init__("The budget was missed: " + "; ".join(self.misses) + ".")
 
 

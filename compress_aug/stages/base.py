@@ -68,6 +68,7 @@ class Setup:
     metadata:     written into exported files
     record:       adds a key to this stage's row of report.json
     note:         says one line to the user and keeps it in the stage's row
+    rehearsal:    nothing is trained or judged, only tried: what a check of the recipe runs with
     images:       normalised float batches (N, C, H, W) of the training images, as many as asked for
     """
 
@@ -83,7 +84,7 @@ class Setup:
     record: Callable[[str, object], None]
     note: Callable[[str], None]
     images: "Callable[[int], list[Tensor]]"
-    timing_repeats: int = 200
+    rehearsal: bool = False
 
 
 class Part(BaseModel):
@@ -109,6 +110,8 @@ class Stage(Part):
     word: ClassVar[str]
     # Whether every process of a multi-GPU run takes part; the others wait while the first one works.
     distributed: ClassVar[bool] = False
+    # Whether the model is another one afterwards, so that it is measured and saved anew.
+    changes_model: ClassVar[bool] = True
 
     def foresee(self, outlook: Outlook) -> Outlook:
         """What will be known after this stage. Pure and quick. Raises RecipeError if it cannot follow."""

@@ -1,0 +1,74 @@
+"""Compress vision models, with data augmentation as part of compression: recipes, stages, and the verbs behind them."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# name -> the module that holds it. Loaded when first asked for, so that `import compress_aug` costs no torch.
+_PUBLIC = {
+    "Attach": "compress_aug.stages",
+    "Augment": "compress_aug.stages",
+    "Batch": "compress_aug.batch",
+    "BudgetMissed": "compress_aug.errors",
+    "CompressAugError": "compress_aug.errors",
+    "CrossEntropy": "compress_aug.training",
+    "Data": "compress_aug.data",
+    "Distill": "compress_aug.stages",
+    "Drop": "compress_aug.stages",
+    "Export": "compress_aug.stages",
+    "Keep": "compress_aug.stages",
+    "Points": "compress_aug.schedule",
+    "Prune": "compress_aug.stages",
+    "PruneChannels": "compress_aug.stages",
+    "Quantize": "compress_aug.stages",
+    "Ramp": "compress_aug.schedule",
+    "RandAugment": "compress_aug.augment",
+    "Recipe": "compress_aug.recipe",
+    "Result": "compress_aug.running",
+    "Settings": "compress_aug.training",
+    "Setup": "compress_aug.stages",
+    "SoftLabels": "compress_aug.distill",
+    "Stage": "compress_aug.stages",
+    "State": "compress_aug.stages",
+    "Train": "compress_aug.stages",
+    "Training": "compress_aug.training",
+    "UserError": "compress_aug.errors",
+    "WorkError": "compress_aug.errors",
+    "attach_layers": "compress_aug.inheritance",
+    "check": "compress_aug.running",
+    "check_parity": "compress_aug.deploy",
+    "copy_model": "compress_aug.surgery",
+    "cut_channels": "compress_aug.channels",
+    "data_from": "compress_aug.data",
+    "drop_layers": "compress_aug.inheritance",
+    "export_again": "compress_aug.running",
+    "finalize": "compress_aug.quantization",
+    "fit": "compress_aug.training",
+    "latency": "compress_aug.deploy",
+    "load": "compress_aug.running",
+    "load_data": "compress_aug.data",
+    "load_model": "compress_aug.models",
+    "load_recipe": "compress_aug.recipe",
+    "make_permanent": "compress_aug.surgery",
+    "mask_smallest": "compress_aug.pruning",
+    "measure": "compress_aug.measure",
+    "quantize": "compress_aug.quantization",
+    "run": "compress_aug.running",
+    "soft_label_loss": "compress_aug.distill",
+    "write": "compress_aug.deploy",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from compress_aug import measure as measure
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'compress_aug' has no attribute {name!r}")
+    module = importlib.import_module(_PUBLIC[name])
+    return module if _PUBLIC[name] == f"compress_aug.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,114 @@
+"""Weights and the log of changes in one safetensors file: a fresh model becomes the compressed one."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compress_aug import channels, inheritance, pruning, quantization
+from compress_aug.errors import CompressAugError, RunFolderError
+from compress_aug.folders import written_whole
+from compress_aug.surgery import LogEntry, device_of, replace_log, surgery_log
+
+Replay = Callable[[nn.Module, LogEntry], nn.Module]
+
+FORMAT = "1"
+
+
+def _structure_unchanged(model: nn.Module, entry: LogEntry) -> nn.Module:
+    return model
+
+
+REPLAY: dict[str, Replay] = {
+    "mask": pruning.replay,
+    "cut_channels": channels.replay,
+    "attach": inheritance.replay_attach,
+    "drop": inheritance.replay_drop,
+    "quantize": quantization.replay,
+    "finalize": _structure_unchanged,
+}
+"""Which function makes the change of a log entry again on a fresh model."""
+
+
+def save(model: nn.Module, path: Path, **extra: Any) -> None:
+    """Write the model's log and weights to `path` (*.safetensors), whole or not at all.
+
+    extra: plain JSON to store beside the log; `read_extra` gives it back.
+    """
+    tensors = {name: _own(value) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    about = {"format": FORMAT, "log": json.dumps(surgery_log(model)), "extra": json.dumps(extra)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata=about)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    # safetensors refuses tensors that share memory (tied weights) or that are not laid out in order.
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def read_extra(path: Path) -> dict[str, Any]:
+    """What was stored beside the log. Raises RunFolderError if `path` is not such a file."""
+    extra: dict[str, Any] = json.loads(_about(path)["extra"])
+    return extra
+
+
+def read_log(path: Path) -> list[LogEntry]:
+    """The log of changes. Raises RunFolderError if `path` is not such a file."""
+    log: list[LogEntry] = json.loads(_about(path)["log"])
+    return log
+
+
+def _about(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            about = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{path} is not a checkpoint: {error}.") from None
+    if about.get("format") != FORMAT:
+        raise RunFolderError(f"{path} is not a checkpoint of compress_aug (format {about.get('format')!r}).")
+    return about
+
+
+def rebuild(base: nn.Module, path: Path, replay: Mapping[str, Replay] | None = None) -> nn.Module:
+    """Make the logged changes again on a fresh model and load the weights; consumes `base`, returns the model.
+
+    base:   the model as it was before any change; its weights do not matter
+    replay: further verbs, of stages of your own: verb -> function(model, entry) -> model
+
+    Raises RunFolderError if the base is not the model that the checkpoint was made from.
+
+    >>> model = rebuild(resnet20(classes=10), Path("runs/quickstart/03-prune/model.safetensors"))
+    """
+    verbs = {**REPLAY, **(replay or {})}
+    model, log = base, read_log(path)
+    for entry in log:
+        verb = entry["verb"]
+        if verb not in verbs:
+            raise RunFolderError(
+                f'{path} holds the change "{verb}", which is not one of ours: pass replay={{"{verb}": function}}.'
+            )
+        try:
+            model = verbs[verb](model, entry)
+        except CompressAugError as error:
+            raise RunFolderError(f"{path} does not fit this model: {error}") from error
+    _load_weights(model, path)
+    replace_log(model, log)
+    return model
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    device = device_of(model)
+    with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+        weights = {name: opened.get_tensor(name).to(device) for name in opened.keys()}  # noqa: SIM118
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise RunFolderError(
+            f"{path} does not fit this model: {reason} Give the model that the checkpoint was made from."
+        ) from None

@@ -1,0 +1,236 @@
+"""From the plain data of a YAML file to stages: defaults merged, repeats unrolled, every problem collected."""
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compress_aug.calls import import_call
+from compress_aug.errors import UserError, nearest
+from compress_aug.reading import Document, Key, sentences
+from compress_aug.schedule import Ramp, over_rounds
+from compress_aug.stages import STAGES, Stage
+from compress_aug.stages.base import Part
+from compress_aug.targets import target_names
+
+VERSION = 1
+TOP_KEYS = ("version", "name", "model", "data", "seed", "target", "defaults", "stages")
+_COLUMN = re.compile(r"\$(\w+)")
+
+
+class Build:
+    """Turns a document into stages. `problems` holds a sentence for each thing that is wrong with it.
+
+    stages: the unrolled list;  places: file, line and key of each
+    """
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self.problems: list[str] = []
+        self.stages: list[Stage] = []
+        self.places: list[str] = []
+        self._defaults: dict[str, dict[str, Any]] = {}
+
+    def _problem(self, key: Key, sentence: str) -> None:
+        self.problems.append(f"{self._document.where(key)}: {sentence}")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read everything; returns the top-level values by name (model, data, seed, target, name)."""
+        data = self._document.data
+        if not isinstance(data, dict):
+            self._problem((), "expected a recipe with the keys version and stages")
+            return {}
+        for word in data:
+            if word not in TOP_KEYS:
+                self._problem((word,), f'unknown key "{word}": {nearest(str(word), TOP_KEYS)}')
+        self._check_version(data)
+        self._read_defaults(data.get("defaults", {}))
+        stages = data.get("stages")
+        if not isinstance(stages, list) or not stages:
+            self._problem(("stages",) if "stages" in data else (), "stages: expected a list of at least one stage")
+        else:
+            self._read_stages(stages, ("stages",), {}, "")
+        return {
+            "model": self._typed(data, "model", (str, dict), None, "a name or {call: ...}"),
+            "data": self._typed(data, "data", (str, dict), None, "a name, {folder: ...} or {call: ...}"),
+            "seed": self._typed(data, "seed", (int,), 0, "a whole number"),
+            "target": self._target(data),
+            "name": self._typed(data, "name", (str,), name, "a word"),
+        }
+
+    def _check_version(self, data: dict[Any, Any]) -> None:
+        if "version" not in data:
+            self._problem((), f"the key version is missing: write version: {VERSION} at the top")
+        elif data["version"] != VERSION or isinstance(data["version"], bool):
+            self._problem(("version",), f"expected version: {VERSION}, found {data['version']!r}")
+
+    def _typed(self, data: dict[Any, Any], key: str, kinds: tuple[type, ...], default: Any, expected: str) -> Any:
+        given = data.get(key)
+        if given is None:
+            return default
+        if not isinstance(given, kinds) or isinstance(given, bool):
+            self._problem((key,), f"expected {expected}, found {given!r}")
+            return default
+        return given
+
+    def _target(self, data: dict[Any, Any]) -> str:
+        target: str = self._typed(data, "target", (str,), "host_cpu", "a device's name or a path")
+        if target not in target_names() and not Path(target).is_file():
+            self._problem(("target",), f'there is no target "{target}": {nearest(target, target_names())}')
+        return target
+
+    def _read_defaults(self, defaults: Any) -> None:
+        if not isinstance(defaults, dict):
+            self._problem(("defaults",), "expected stage words with their keys, such as {train: {lr: 0.1}}")
+            return
+        for word, given in defaults.items():
+            if word not in STAGES:
+                self._problem(("defaults", word), f'unknown stage "{word}": {nearest(str(word), list(STAGES))}')
+                continue
+            if not isinstance(given, dict):
+                self._problem(("defaults", word), f"expected keys and values, found {given!r}")
+                continue
+            known = list(STAGES[word].model_fields)
+            for key in [key for key in given if key not in known]:
+                self._problem(("defaults", word, key), f'unknown key "{key}": {nearest(str(key), known)}')
+            self._defaults[word] = {key: value for key, value in given.items() if key in known}
+
+    def _read_stages(self, items: list[Any], key: Key, columns: Mapping[str, Any], round_text: str) -> None:
+        for number, item in enumerate(items):
+            here = (*key, number)
+            if isinstance(item, str):
+                item = {item: {}}
+            if not isinstance(item, dict) or len(item) != 1:
+                self._problem(here, "expected one stage, such as `- train: {epochs: 5}`; is the indentation right?")
+                continue
+            ((word, arguments),) = item.items()
+            if word == "repeat":
+                self._repeat(arguments, (*here, word), columns, round_text)
+            else:
+                self._stage(word, {} if arguments is None else arguments, (*here, word), columns, round_text)
+
+    def _repeat(self, given: Any, key: Key, columns: Mapping[str, Any], round_text: str) -> None:
+        if not isinstance(given, dict) or not isinstance(given.get("stages"), list) or "rounds" not in given:
+            self._problem(key, "expected rounds (a number, or a list of rows) and stages (a list)")
+            return
+        rows = self._rows(given, key)
+        words = {name for row in rows for name in row}
+        used = {name for item in given["stages"] for name in _columns_in(item)}
+        for unused in sorted(words - used):
+            place = (*key, unused) if unused in given else (*key, "rounds")
+            self._problem(place, f'no stage of this repeat uses ${unused}: write it where "{unused}" belongs')
+        for number, row in enumerate(rows, 1):
+            where = f"{round_text}round {number}, "
+            self._read_stages(given["stages"], (*key, "stages"), {**columns, **row}, where)
+
+    def _rows(self, given: dict[str, Any], key: Key) -> list[dict[str, Any]]:
+        """One dict of columns per round, from a list of rows or from the short form with ramps."""
+        rounds = given["rounds"]
+        ramps = {name: value for name, value in given.items() if name not in ("rounds", "stages")}
+        if isinstance(rounds, list):
+            if ramps:
+                self._problem(key, f'a list of rounds holds its columns itself; "{next(iter(ramps))}" belongs there')
+            bad = [n for n, row in enumerate(rounds) if not isinstance(row, dict)]
+            for n in bad:
+                self._problem((*key, "rounds", n), "expected a row such as {sparsity: 0.2, magnitude: 12}")
+            return [] if bad else rounds
+        if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= 1000:
+            self._problem((*key, "rounds"), f"expected a list of rows or a number in 1..1000, found {rounds!r}")
+            return []
+        columns = {name: self._column(value, rounds, (*key, name)) for name, value in ramps.items()}
+        return [{name: values[n] for name, values in columns.items()} for n in range(rounds)]
+
+    def _column(self, value: Any, rounds: int, key: Key) -> list[Any]:
+        if not isinstance(value, dict):
+            return [value] * rounds
+        try:
+            values = over_rounds(Ramp.model_validate(value), rounds)
+        except ValidationError as error:
+            for place, sentence in sentences(error, Ramp):
+                self._problem((*key, *place), sentence)
+            return [None] * rounds
+        # A magnitude is a whole number, a sparsity is not: ramps between whole numbers above 1 stay whole.
+        whole = all(float(value[end]).is_integer() for end in ("start", "end")) and max(values) > 1
+        return [round(v) for v in values] if whole else values
+
+    def _stage(self, word: Any, given: Any, key: Key, columns: Mapping[str, Any], round_text: str) -> None:
+        kind = self._stage_class(word, key)
+        if kind is None:
+            return
+        filled, missing = _fill(given, columns)
+        for name in missing:
+            words = list(columns)
+            hint = nearest(name, words) if words else "columns come from the rounds of a repeat"
+            self._problem(key, f"{round_text}${name} has no value: {hint}")
+        if missing:
+            return
+        if isinstance(filled, dict):
+            filled = _merged(self._defaults.get(word, {}), filled, kind)
+        try:
+            self.stages.append(kind.model_validate(filled))
+            self.places.append(self._document.where(key) + (f" ({round_text[:-2]})" if round_text else ""))
+        except ValidationError as error:
+            for place, sentence in sentences(error, kind):
+                own = (*key, *place)
+                inherited = ("defaults", word, *place)
+                at = inherited if own not in self._document.lines and inherited in self._document.lines else own
+                self._problem(at, round_text + sentence)
+
+    def _stage_class(self, word: Any, key: Key) -> type[Stage] | None:
+        if word in STAGES:
+            return STAGES[word]
+        if isinstance(word, str) and ":" in word:
+            try:
+                kind = import_call(word, "the stage")
+            except UserError as error:
+                self._problem(key, str(error))
+                return None
+            if isinstance(kind, type) and issubclass(kind, Stage):
+                return kind
+            self._problem(key, f'"{word}" is not a class derived from compress_aug.Stage')
+            return None
+        self._problem(key, f'unknown stage "{word}": {nearest(str(word), [*STAGES, "repeat"])}')
+        return None
+
+
+def _columns_in(value: Any) -> set[str]:
+    if isinstance(value, str):
+        return set(_COLUMN.findall(value))
+    if isinstance(value, dict):
+        return {name for inner in value.values() for name in _columns_in(inner)}
+    return {name for inner in value for name in _columns_in(inner)} if isinstance(value, list) else set()
+
+
+def _fill(value: Any, columns: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The value with each $name replaced by its column, and the names that have none."""
+    missing = sorted(name for name in _columns_in(value) if name not in columns)
+    if missing:
+        return value, missing
+
+    def filled(inner: Any) -> Any:
+        if isinstance(inner, str):
+            whole = _COLUMN.fullmatch(inner)
+            return columns[whole[1]] if whole else _COLUMN.sub(lambda m: str(columns[m[1]]), inner)
+        if isinstance(inner, dict):
+            return {key: filled(item) for key, item in inner.items()}
+        return [filled(item) for item in inner] if isinstance(inner, list) else inner
+
+    return filled(value), []
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], kind: type[Stage]) -> dict[str, Any]:
+    """The stage's keys over the defaults'; within a group of keys (augment, distill) key by key as well."""
+    merged = {**copy.deepcopy(dict(defaults)), **given}
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(defaults.get(key), dict)
+        if both and key in kind.model_fields and _is_group(kind.model_fields[key].annotation):
+            merged[key] = {**defaults[key], **value}
+    return merged
+
+
+def _is_group(annotation: Any) -> bool:
+    kinds = getattr(annotation, "__args__", (annotation,))
+    return any(isinstance(kind, type) and issubclass(kind, Part) for kind in kinds)

@@ -1,0 +1,183 @@
+"""A recipe: stages in order and what they work on; found, read, overridden, foreseen, planned and saved."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from compress_aug.errors import RecipeError, nearest
+from compress_aug.folders import shipped
+from compress_aug.reading import Document, dotted, plain_scalar, read_yaml
+from compress_aug.recipe.build import VERSION, Build
+from compress_aug.stages import STAGES, Outlook, Stage
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered list of stages and what they work on.
+
+    stages: the unrolled list
+    model, data: as in YAML (see `compress_aug.models.load_model`, `compress_aug.data.load_data`), or objects, or None
+                 if they are given when it runs
+    target: a shipped device or the path of a YAML file that describes one
+    places: for messages: where each stage stands, "my.yaml, line 12, stages.3"
+
+    >>> Recipe([Train(epochs=1), Prune(sparsity=0.4)], model="resnet8", data="digits").plan()[1]["sparsity"]
+    '40 %'
+    """
+
+    stages: Sequence[Stage]
+    model: Any = None
+    data: Any = None
+    seed: int = 0
+    target: str = "host_cpu"
+    name: str = "recipe"
+    places: Sequence[str] = field(default=(), compare=False)
+
+    def foresee(self, start: Outlook = Outlook()) -> list[Outlook]:
+        """What will be known after each stage. Raises RecipeError with every stage that cannot follow."""
+        if not self.stages:
+            raise RecipeError(f"{self.name}: stages is empty; a recipe needs at least one")
+        outlooks, problems = [], []
+        outlook = start
+        for number, stage in enumerate(self.stages):
+            try:
+                outlook = stage.foresee(outlook)
+            except RecipeError as error:
+                place = self.places[number] if self.places else f"stages.{number}.{stage.word}"
+                problems += [f"{place}: {problem}" for problem in error.problems]
+            outlooks.append(outlook)
+        if problems:
+            raise RecipeError(list(dict.fromkeys(problems)))
+        return outlooks
+
+    def plan(self, start: Outlook = Outlook()) -> list[dict[str, str]]:
+        """The timeline, a row of short texts per stage: stage, epochs, lr, magnitude, sparsity, bits, objective."""
+        rows = []
+        for stage, outlook in zip(self.stages, self.foresee(start), strict=True):
+            bits = f"w{outlook.weight_bits} a{outlook.activation_bits}" if outlook.quantized else "float"
+            row = {"epochs": "", "lr": "", "magnitude": "", "objective": "", **stage.plan()}
+            extra = f", {outlook.attached} blocks attached" if outlook.attached else ""
+            rows.append(
+                {
+                    "stage": stage.title(),
+                    "epochs": row["epochs"],
+                    "lr": row["lr"],
+                    "magnitude": row["magnitude"],
+                    "sparsity": f"{outlook.sparsity:.0%}".replace("%", " %") + extra,
+                    "bits": bits,
+                    "objective": row["objective"],
+                }
+            )
+        return rows
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain data: unrolled, defaults merged, overrides applied. Objects become null."""
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "model": _plain_or_none(self.model),
+            "data": _plain_or_none(self.data),
+            "seed": self.seed,
+            "target": self.target,
+            "stages": [
+                {_word(stage): stage.model_dump(mode="python", exclude_none=True)} for stage in self.stages
+            ],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write `resolved()` as YAML; `load_recipe` reads it back to an equal recipe."""
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.width = 110
+        with path.open("w", encoding="utf-8") as out:
+            yaml.dump(self.resolved(), out)
+
+
+def load_recipe(source: str | Path, overrides: Iterable[str] = (), start: Outlook = Outlook()) -> Recipe:
+    """Read a recipe and check all that can be checked without a model and without data.
+
+    source:    a path, or the name of a shipped recipe such as "quickstart"
+    overrides: "stages.0.train.epochs=2", applied to the file before anything is unrolled
+    start:     what is known of the model it starts on; a fresh one by default
+
+    Raises RecipeError that lists all problems, each with file, line, key, what was expected and the nearest word.
+
+    >>> load_recipe("quickstart", ["seed=1"]).seed
+    1
+    """
+    document = read_yaml(find_recipe(source))
+    for override in overrides:
+        _override(document, override)
+    build = Build(document)
+    top = build.read(Path(str(source)).stem)
+    if build.problems:
+        raise RecipeError(list(dict.fromkeys(build.problems)))
+    recipe = Recipe(tuple(build.stages), places=tuple(build.places), **top)
+    recipe.foresee(start)
+    return recipe
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe given by path or by its shipped name. Raises RecipeError with the nearest name."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    folder = shipped("recipes")
+    inside = folder / f"{source}.yaml"
+    if inside.is_file() and inside.resolve().is_relative_to(folder.resolve()):
+        return inside
+    if path.suffix in (".yaml", ".yml"):
+        raise RecipeError(f"There is no recipe file {path}.")
+    raise RecipeError(f'There is no recipe "{source}", shipped or as a file: {nearest(str(source), recipe_names())}')
+
+
+def recipe_names() -> list[str]:
+    """The names of all shipped recipes, those in subfolders with a slash."""
+    folder = shipped("recipes")
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def with_choices(recipe: Recipe, **choices: Any) -> Recipe:
+    """The recipe with some of model, data, seed, target replaced; None leaves what the recipe says.
+
+    >>> with_choices(recipe, seed=3, target=None).seed
+    3
+    """
+    return replace(recipe, **{name: value for name, value in choices.items() if value is not None})
+
+
+def _plain_or_none(value: Any) -> Any:
+    return copy.deepcopy(value) if isinstance(value, str | dict) else None
+
+
+def _word(stage: Stage) -> str:
+    kind = type(stage)
+    return stage.word if STAGES.get(stage.word) is kind else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _override(document: Document, text: str) -> None:
+    """Set one value of the document. Every part of the path but the last must exist."""
+    path, equals, value = text.partition("=")
+    parts: list[str | int] = [int(p) if p.isdigit() else p for p in path.strip().split(".")]
+    if not equals or not path.strip():
+        raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set stages.0.train.epochs=2")
+    here = document.data
+    for done, part in enumerate(parts):
+        last = done == len(parts) - 1
+        if isinstance(here, list):
+            if not isinstance(part, int) or part >= len(here):
+                known = f"0..{len(here) - 1}" if here else "nothing"
+                raise RecipeError(f'--set {text}: "{dotted(parts[:done])}" is a list of {known}, found "{part}"')
+        elif not isinstance(here, dict) or (not last and part not in here):
+            words = [str(key) for key in here] if isinstance(here, dict) else []
+            hint = nearest(str(part), words) if words else "it holds no keys"
+            raise RecipeError(f'--set {text}: there is no "{dotted(parts[: done + 1])}" in {document.name}: {hint}')
+        if last:
+            here[part] = plain_scalar(value)
+        else:
+            here = here[part]

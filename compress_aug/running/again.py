@@ -1,0 +1,71 @@
+"""export_again: the model of a run written once more, for another target or under another name."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from compress_aug.errors import QuantizeError
+from compress_aug.recipe import with_choices
+from compress_aug.running.folder import RunFolder
+from compress_aug.running.run import load_inputs, make_fabric, metadata_of, run_of
+from compress_aug.running.walk import Walk, finished_state
+from compress_aug.stages import Export
+from compress_aug.targets import Target, load_target
+
+
+def export_again(
+    folder: str | Path,
+    *,
+    target: str | None = None,
+    file: str = "model.onnx",
+    model: Any = None,
+    data: Any = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Write, prove, audit and time the model of a run again; adds the row to its report.json and returns it.
+
+    target: a shipped device or a path; the run's own by default
+    file:   within the run's folder; an existing file of that name is replaced
+    model, data: where the recipe names none, as for `run`
+
+    Raises QuantizeError for a target that needs another quantization than the one that was trained, and what
+    the export stage raises.
+    """
+    place = RunFolder(Path(folder))
+    recipe, _, outlook = run_of(place)
+    recipe = with_choices(recipe, model=model, data=data)
+    stage = Export(file=file)
+    rows = place.done_rows(recipe)
+    chosen = load_target(target or recipe.target)
+    _check_bits(chosen, outlook.weight_bits)
+    inputs = load_inputs(with_choices(recipe, target=target))
+    fabric = make_fabric("cpu")
+    state = finished_state(place, recipe, len(rows), inputs.fresh, fabric.device)
+    report = place.read_json(place.path / "report.json")
+    record: dict[str, Any] = {"notes": []}
+    walk = Walk(
+        recipe,
+        place,
+        inputs.data,
+        chosen,
+        fabric,
+        inputs.fresh,
+        console or Console(),
+        report,
+        [outlook],
+        metadata=metadata_of(recipe, inputs.data),
+    )
+    stage.run(state, walk.setup(len(rows), stage, record))
+    row: dict[str, Any] = record["export"]
+    report["exports"] = [old for old in report["exports"] if old["file"] != row["file"]] + [row]
+    place.write_json(place.path / "report.json", report)
+    return row
+
+
+def _check_bits(target: Target, weight_bits: int) -> None:
+    if target.int8_saturates and weight_bits == 8:
+        raise QuantizeError(
+            f"{target.name} adds int8 products with saturation and needs weights of 7 bits from the start of "
+            f"training, these have 8: run the recipe again with --target {target.name}."
+        )

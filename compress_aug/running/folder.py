@@ -1,0 +1,180 @@
+"""A run's folder: which one, what lies in it, and how it stays whole whenever the run is stopped."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import nn
+
+from compress_aug import checkpoint
+from compress_aug.errors import RunFolderError
+from compress_aug.folders import written_whole
+from compress_aug.reading import Key, dotted, read_yaml
+from compress_aug.recipe import Recipe
+from compress_aug.schedule import AnySchedule, Schedule
+from compress_aug.stages import Outlook, Stage
+
+_SCHEDULE: TypeAdapter[AnySchedule] = TypeAdapter(Schedule)
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    recipe.yaml               as resolved
+    report.json               the contract that other programs read; written anew after each stage
+    NN-word/model.safetensors the model after that stage, log and weights
+    NN-word/training.pt       the state of a training under way; gone once the stage is done
+    NN-word/done.json         the stage's row; written last, so a stage with it is done and one without is not
+    kept/NAME.safetensors     frozen models, kept/NAME.json schedules
+    start/model.safetensors   what the run started from, if not from a fresh model
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stage(self, index: int, stage: Stage) -> Path:
+        """The folder of a stage."""
+        return self.path / f"{index:02d}-{stage.word}"
+
+    def read_json(self, path: Path) -> Any:
+        """The content of a JSON file of the run, None if there is no such file."""
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFolderError(f"{path} is damaged ({error}).") from None
+
+    def write_json(self, path: Path, content: Any) -> None:
+        """Write a JSON file whole or not at all. A number that is none (NaN) is refused: readers would choke."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def done_rows(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """The content of done.json of each finished stage, up to the first that is not."""
+        rows: list[dict[str, Any]] = []
+        for index, stage in enumerate(recipe.stages):
+            done = self.read_json(self.stage(index, stage) / "done.json")
+            if done is None:
+                break
+            rows.append(done)
+        return rows
+
+    def last_checkpoint(self, recipe: Recipe, finished: int) -> Path | None:
+        """The newest checkpoint among the first `finished` stages, or that of the start; None if fresh."""
+        for index in range(finished - 1, -1, -1):
+            path = self.stage(index, recipe.stages[index]) / "model.safetensors"
+            if path.is_file():
+                return path
+        start = self.path / "start" / "model.safetensors"
+        return start if start.is_file() else None
+
+    def keep(self, kept: Mapping[str, object]) -> None:
+        """Write what was kept and is not written yet."""
+        for name, thing in kept.items():
+            if isinstance(thing, nn.Module):
+                path = self.path / "kept" / f"{name}.safetensors"
+                if not path.exists():
+                    checkpoint.save(thing, path)
+            else:
+                path = self.path / "kept" / f"{name}.json"
+                if not path.exists():
+                    self.write_json(path, _SCHEDULE.dump_python(thing, mode="json"))  # type: ignore[arg-type]
+
+    def kept_schedules(self) -> dict[str, AnySchedule]:
+        """The schedules that were kept, by name."""
+        folder = self.path / "kept"
+        return {path.stem: _SCHEDULE.validate_python(self.read_json(path)) for path in folder.glob("*.json")}
+
+    def kept_models(self) -> dict[str, Path]:
+        """The checkpoints of the models that were kept, by name."""
+        return {path.stem: path for path in sorted((self.path / "kept").glob("*.safetensors"))}
+
+
+def outlook_to_json(outlook: Outlook) -> dict[str, Any]:
+    """For done.json: `--from` foresees on from it."""
+    return asdict(outlook)
+
+
+def outlook_from_json(content: Mapping[str, Any]) -> Outlook:
+    """The inverse; files of an earlier run are no obstacle for a new one."""
+    return Outlook(**{**content, "files": ()})
+
+
+def new_folder(name: str, out: Path | None) -> RunFolder:
+    """The folder of a new run: `out` if it is new or empty, else runs/NAME, or runs/NAME-2 where that exists.
+
+    Raises RunFolderError if `out` holds anything: nothing that is there is overwritten.
+    """
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunFolderError(
+                f"{out} is not empty: go on with the run in it by --resume, or choose another --out."
+            )
+        return RunFolder(out)
+    base, number = Path("runs") / _file_name(name), 1
+    path = base
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return RunFolder(path)
+
+
+def found_folder(name: str, out: Path | None) -> RunFolder:
+    """The folder of the run to go on with: `out`, or the newest runs/NAME or runs/NAME-2, ....
+
+    Raises RunFolderError if there is none.
+    """
+    if out is not None:
+        if not (out / "recipe.yaml").is_file():
+            raise RunFolderError(f"{out} holds no run (no recipe.yaml): leave out --resume to start one there.")
+        return RunFolder(out)
+    base = _file_name(name)
+    pattern = re.compile(re.escape(base) + r"(-\d+)?")
+    runs = [p.parent for p in Path("runs").glob("*/recipe.yaml") if pattern.fullmatch(p.parent.name)]
+    if not runs:
+        raise RunFolderError(f"There is no run {Path('runs') / base} to resume: leave out --resume to start one.")
+    return RunFolder(max(runs, key=lambda path: (path / "recipe.yaml").stat().st_mtime))
+
+
+def check_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse to go on with a run of another recipe. Raises RunFolderError that names the first difference."""
+    path = folder.path / "recipe.yaml"
+    temporary = path.with_name(".recipe.compare.yaml")
+    try:
+        recipe.save(temporary)
+        there, here = read_yaml(path).data, read_yaml(temporary).data
+    finally:
+        temporary.unlink(missing_ok=True)
+    difference = _first_difference(there, here, ())
+    if difference:
+        key, old, new = difference
+        raise RunFolderError(
+            f"{folder.path} is a run of another recipe: {dotted(key)} is {old!r} there and {new!r} here. "
+            "Resume with the same recipe and options, or start a new run with another --out."
+        )
+
+
+def _first_difference(old: Any, new: Any, key: Key) -> tuple[Key, Any, Any] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            found = _first_difference(old.get(name), new.get(name), (*key, name))
+            if found:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            return key, f"a list of {len(old)}", f"a list of {len(new)}"
+        pairs = enumerate(zip(old, new, strict=True))
+        found_all = (_first_difference(a, b, (*key, number)) for number, (a, b) in pairs)
+        return next((found for found in found_all if found), None)
+    return None if old == new and type(old) is type(new) else (key, old, new)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"

@@ -1,0 +1,35 @@
+"""The vocabulary of recipes: one class per YAML word."""
+
+from compress_aug.stages.base import Outlook, Setup, Stage, State
+from compress_aug.stages.change import Attach, Drop, Keep, Prune, PruneChannels, Quantize
+from compress_aug.stages.export import Export
+from compress_aug.stages.train import Augment, Distill, Train
+
+STAGES: dict[str, type[Stage]] = {
+    "train": Train,
+    "prune": Prune,
+    "prune_channels": PruneChannels,
+    "attach": Attach,
+    "drop": Drop,
+    "keep": Keep,
+    "quantize": Quantize,
+    "export": Export,
+}
+
+__all__ = [
+    "STAGES",
+    "Attach",
+    "Augment",
+    "Distill",
+    "Drop",
+    "Export",
+    "Keep",
+    "Outlook",
+    "Prune",
+    "PruneChannels",
+    "Quantize",
+    "Setup",
+    "Stage",
+    "State",
+    "Train",
+]

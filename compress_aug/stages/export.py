@@ -1,0 +1,137 @@
+"""export: the model as an ONNX file, proven equal on real images, audited, and timed in a fresh process."""
+
+import gzip
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from compress_aug.errors import BudgetMissed, RecipeError
+from compress_aug.stages.base import Outlook, Part, Setup, Stage, State
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Limits(Part):
+    """What the file must keep to. A miss fails the run after everything is written."""
+
+    latency_ms: float | None = Field(None, gt=0, description="median, one image, on the target's runtime")
+    size_mb: float | None = Field(None, gt=0, description="the file, in 10^6 bytes")
+    accuracy: float | None = Field(None, ge=0, le=1, description="of the file on the test split, at least")
+
+    def misses(self, row: dict[str, Any]) -> list[str]:
+        """One sentence for each limit that the exported file misses."""
+        latency, size = row["latency_ms"]["p50"], row["bytes"] / 1e6
+        found = []
+        if self.latency_ms is not None and latency > self.latency_ms:
+            proxy = f" (measured on this host, a proxy for {row['target']})" if row["proxy"] else ""
+            found.append(f"latency_ms is {latency:.3g}, at most {self.latency_ms:g} is allowed{proxy}")
+        if self.size_mb is not None and size > self.size_mb:
+            found.append(f"size_mb is {size:.3g}, at most {self.size_mb:g} is allowed")
+        if self.accuracy is not None and row["accuracy"] < self.accuracy:
+            found.append(f"accuracy is {row['accuracy']:.4f}, at least {self.accuracy:g} is wanted")
+        return found
+
+
+class Export(Stage):
+    """Write the ONNX file, prove it, audit it and time it against the same net in float."""
+
+    word: ClassVar[str] = "export"
+    changes_model: ClassVar[bool] = False
+
+    file: str = Field("model.onnx", description="name within the run's folder")
+    budget: Limits = Limits()
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, given: str) -> str:
+        path = PurePosixPath(given.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in given or not given.strip():
+            raise ValueError(f'file: expected a name within the run\'s folder, found "{given}"')
+        if path.suffix != ".onnx":
+            raise ValueError(f'file: expected a name that ends in .onnx, found "{given}"')
+        return given
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        if outlook.attached:
+            raise RecipeError("export: additional layers are still attached; a drop stage must come before it")
+        if self.file in outlook.files:
+            raise RecipeError(f'file: an earlier stage exports to "{self.file}" already; choose another name')
+        return replace(outlook, files=(*outlook.files, self.file))
+
+    def title(self) -> str:
+        return f"export {self.file}"
+
+    def run(self, state: State, setup: Setup) -> State:
+        row = export_model(state.model, setup, setup.folder / self.file)
+        row["misses"] = self.budget.misses(row)
+        setup.record("export", row)
+        if row["misses"]:
+            # The runner finishes the run, files and report included, and raises then.
+            setup.record("failure", BudgetMissed(row["misses"]))
+        return state
+
+
+def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]:
+    """Write, prove, audit and time; returns the row of report.json's `exports`.
+
+    The file gets its name only once parity holds: before, and if it does not, it is called *.unproven.onnx.
+
+    Raises ExportError if it cannot be written or run, ParityError if it does not compute what the model does.
+    """
+    from compress_aug import deploy, quantization
+    from compress_aug.surgery import copy_model
+
+    quantized = quantization.is_quantized(model)
+    final = copy_model(model).cpu().eval()
+    if quantized:
+        final = quantization.finalize(final)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unproven = path.with_suffix(".unproven.onnx")
+    write = {"image_shape": setup.data.image_shape, "metadata": setup.metadata}
+    deploy.write(final, unproven, **write)
+    parity = deploy.check_parity(final, unproven, _test_batches(setup))
+    if not setup.rehearsal:
+        deploy.require(parity)
+    unproven.replace(path)
+    float_path = path
+    if quantized:
+        float_path = path.with_suffix(".float.onnx")
+        deploy.write(quantization.without_quantizers(final), float_path, **write)
+    audit = deploy.audit(path)
+    times = deploy.latency(
+        path,
+        threads=setup.target.threads,
+        repeats=5 if setup.rehearsal else 200,
+        against=float_path if quantized else None,
+    )
+    return {
+        "file": str(path.relative_to(setup.folder)),
+        "float_file": str(float_path.relative_to(setup.folder)),
+        "target": setup.target.name,
+        "proxy": setup.target.proxy,
+        "threads": setup.target.threads,
+        "bytes": path.stat().st_size,
+        "gzip_bytes": len(gzip.compress(path.read_bytes())),
+        "float_bytes": float_path.stat().st_size,
+        "accuracy": parity.accuracy,
+        "model_accuracy": parity.model_accuracy,
+        "max_abs_diff": parity.max_abs_diff,
+        "top1_agreement": parity.top1_agreement,
+        "images": parity.images,
+        "integer_layers": audit.integer_layers,
+        "float_layers": audit.float_layers,
+        "stayed_float": [list(layer) for layer in audit.stayed_float],
+        "latency_ms": {"p50": times.p50_ms, "p95": times.p95_ms},
+        "float_latency_ms": {
+            "p50": times.against_p50_ms if quantized else times.p50_ms,
+            "p95": times.against_p95_ms if quantized else times.p95_ms,
+        },
+    }
+
+
+def _test_batches(setup: Setup) -> Any:
+    data = setup.data
+    return ((data.normalise(b.images).cpu(), b.targets.cpu()) for b in data.test.batches(500))

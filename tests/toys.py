@@ -1,0 +1,76 @@
+"""Tiny nets and tiny data for all tests: seeded, and fast enough to train in a second."""
+
+import torch
+from torch import Tensor, nn
+
+from compress_aug.data import Data, MemorySource
+
+TOY_CLASSES = 4
+
+
+def tiny_net(classes: int = TOY_CLASSES, channels: int = 3, width: int = 8) -> nn.Sequential:
+    """A plain chain of two convolutions: 908 parameters at the defaults."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, classes),
+    )
+
+
+class TinyResidual(nn.Module):
+    """A stem and one residual block, the sum of which ties the channels of two layers together."""
+
+    def __init__(self, classes: int = TOY_CLASSES, channels: int = 3, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv_norm = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = self.relu(self.norm(self.stem(images)))
+        features = self.relu(stem + self.conv_norm(self.conv(stem)))
+        return self.fc(features.mean((2, 3)))
+
+
+def tiny_images(number: int, *, size: int = 8, channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """uint8 images (N, C, H, W) of dim noise, one quarter of which is bright, and which quarter, int64 (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 96, (number, channels, size, size), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(number) % TOY_CLASSES
+    half = size // 2
+    for image, target in zip(images, targets.tolist(), strict=True):
+        row, column = half * (target // 2), half * (target % 2)
+        image[:, row : row + half, column : column + half] += 128
+    return images, targets
+
+
+def tiny_data(train: int = 64, validation: int = 16, test: int = 32, *, size: int = 8, channels: int = 3) -> Data:
+    """A whole data set that `tiny_net` can learn; parts of these numbers of images."""
+    parts = []
+    for seed, number in enumerate((train, validation, test)):
+        images, targets = tiny_images(number, size=size, channels=channels, seed=seed)
+        parts.append(MemorySource(images, targets, torch.arange(number)))
+    return Data(
+        name="tiny",
+        classes=tuple("abcd"),
+        image_shape=(channels, size, size),
+        mean=(0.31,) * channels,
+        std=(0.25,) * channels,
+        crop_padding=1,
+        # Mirroring would turn one class into another.
+        flip=False,
+        train=parts[0],
+        validation=parts[1],
+        test=parts[2],
+    )
