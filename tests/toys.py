@@ -9,7 +9,7 @@ TOY_CLASSES = 4
 
 
 def tiny_net(classes: int = TOY_CLASSES, channels: int = 3, width: int = 8) -> nn.Sequential:
-    """A plain chain of two convolutions: 908 parameters at the defaults."""
+    """A plain chain of two convolutions: 860 parameters at the defaults."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
@@ -44,7 +44,7 @@ class TinyResidual(nn.Module):
 
 
 def tiny_images(number: int, *, size: int = 8, channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """uint8 images (N, C, H, W) of dim noise, one quarter of which is bright, and which quarter, int64 (N,)."""
+    """uint8 images (N, C, H, W) of dim noise with one bright quarter, and which quarter, int64 (N,)."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 96, (number, channels, size, size), generator=generator, dtype=torch.uint8)
     targets = torch.arange(number) % TOY_CLASSES
@@ -55,7 +55,9 @@ def tiny_images(number: int, *, size: int = 8, channels: int = 3, seed: int = 0)
     return images, targets
 
 
-def tiny_data(train: int = 64, validation: int = 16, test: int = 32, *, size: int = 8, channels: int = 3) -> Data:
+def tiny_data(
+    train: int = 64, validation: int = 16, test: int = 32, *, size: int = 8, channels: int = 3
+) -> Data:
     """A whole data set that `tiny_net` can learn; parts of these numbers of images."""
     parts = []
     for seed, number in enumerate((train, validation, test)):

@@ -1,0 +1,22 @@
+"""Image augmentation at a magnitude 0..30: batched, and the same for an image wherever it is drawn."""
+
+from compress_aug.augment.crop_flip import crop_and_flip
+from compress_aug.augment.draws import Stream, draw_words
+from compress_aug.augment.executor import apply_plan
+from compress_aug.augment.operations import Operation, check_magnitude, magnitude_arguments
+from compress_aug.augment.plan import Plan, draw_plan
+from compress_aug.augment.randaugment import RandAugment, augment_images
+
+__all__ = [
+    "Operation",
+    "Plan",
+    "RandAugment",
+    "Stream",
+    "apply_plan",
+    "augment_images",
+    "check_magnitude",
+    "crop_and_flip",
+    "draw_plan",
+    "draw_words",
+    "magnitude_arguments",
+]
