@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from compress_aug import channels, inheritance, pruning, quantization
@@ -43,7 +43,9 @@ def save(model: nn.Module, path: Path, **extra: Any) -> None:
     about = {"format": FORMAT, "log": json.dumps(surgery_log(model)), "extra": json.dumps(extra)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata=about)
+        # As bytes, because safetensors' own writing hides a full disk in an error of its own, and gives its
+        # files to their owner alone.
+        temporary.write_bytes(serialize(tensors, metadata=about))
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def plan(recipe: RecipeName, sets: Sets = None, start_from: FromOption = None) -
     table.add_column("#", justify="right")
     for name in rows[0]:
         table.add_column(name, justify="right" if name in ("epochs", "sparsity") else "left")
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows):
         table.add_row(str(number), *row.values())
     console = _console()
     console.print(table)

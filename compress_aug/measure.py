@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress_aug.batch import Batch
-from compress_aug.surgery import copy_model, device_of
+from compress_aug.surgery import copy_model, device_of, freeze
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -56,7 +56,8 @@ def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     6912
     """
     # On a copy: a quantized layer may update its statistics even in a pass that trains nothing.
-    probe = copy_model(model).eval()
+    # Frozen, because the counter hooks into gradients that no_grad then does not make.
+    probe = freeze(copy_model(model))
     image = torch.zeros(1, *image_shape, device=device_of(model))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         probe(image)

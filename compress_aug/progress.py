@@ -92,7 +92,9 @@ class EpochProgress:
         row = training.history[-1]
         self._bar.update(self._task, completed=training.epochs_done / training.settings.epochs)
         self._console.print(
-            f"  epoch {row['epoch']:>3}/{training.settings.epochs} · {_numbers(row)}", highlight=False
+            f"  epoch {row['epoch']:>3}/{training.settings.epochs} · {_numbers(row)}",
+            highlight=False,
+            soft_wrap=True,
         )
 
 

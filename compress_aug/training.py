@@ -1,5 +1,6 @@
 """The one training loop: Training holds a stage's whole state, fit drives it to its end and survives interruptions."""
 
+import errno
 import hashlib
 import math
 import time
@@ -439,7 +440,13 @@ def fit(
 def _save(training: Training, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        torch.save(training.state_dict(), temporary)
+        try:
+            torch.save(training.state_dict(), temporary)
+        except RuntimeError as error:
+            # torch says of a full disk only that its writer failed.
+            if "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def _load(training: Training, path: Path) -> None:

@@ -202,17 +202,14 @@ def test_place_and_blocks(net: str) -> None:
 def test_same_outputs_at_the_start_and_same_names_at_the_end(net: str) -> None:
     make, size, *_ = NETS[net]
     model, x = settled(make(), size), images(size)
-    weights, names, output = dict(model.state_dict()), list(model.state_dict()), model(x)
+    before, described, output = copy_model(model).state_dict(), repr(model), model(x)
     attach_layers(model, torch.zeros(1, 3, size, size), blocks=2)
     torch.testing.assert_close(model(x), output, rtol=0, atol=1e-6)
     disturb(model)
     assert not torch.allclose(model(x), output, atol=1e-3)
     drop_layers(model)
-    assert list(model.state_dict()) == names
-    assert all(
-        model.state_dict()[name] is weights[name] or torch.equal(model.state_dict()[name], weights[name])
-        for name in names
-    )
+    assert list(model.state_dict()) == list(before) and repr(model) == described
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert torch.equal(model(x), output)
     assert attached_at(model) is None
 

@@ -13,6 +13,7 @@ from compress_aug.folders import shipped
 from compress_aug.reading import Document, dotted, plain_scalar, read_yaml
 from compress_aug.recipe.build import VERSION, Build
 from compress_aug.stages import STAGES, Outlook, Stage
+from compress_aug.stages.base import percent
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Recipe:
                     "epochs": row["epochs"],
                     "lr": row["lr"],
                     "magnitude": row["magnitude"],
-                    "sparsity": f"{outlook.sparsity:.0%}".replace("%", " %") + extra,
+                    "sparsity": percent(outlook.sparsity) + extra,
                     "bits": bits,
                     "objective": row["objective"],
                 }

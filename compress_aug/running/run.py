@@ -1,7 +1,6 @@
 """run: a recipe on a model and data, in a folder, from the start or from where it stopped; load: the model again."""
 
 import importlib.metadata
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,14 +278,10 @@ def _original(
 
 def metadata_of(recipe: Recipe, data: Data) -> dict[str, str]:
     """What an exported file tells the device: how to prepare an image and what the outputs are called."""
-    return {
-        "recipe": recipe.name,
-        "data": data.name,
-        "mean": json.dumps([round(float(v), 8) for v in data.mean]),
-        "std": json.dumps([round(float(v), 8) for v in data.std]),
-        "classes": json.dumps(list(data.classes)),
-        "image_shape": json.dumps(list(data.image_shape)),
-    }
+    about = deploy.image_metadata(
+        image_shape=data.image_shape, mean=data.mean, std=data.std, classes=data.classes
+    )
+    return {"recipe": recipe.name, "data": data.name, **about}
 
 
 def _introduce(

@@ -69,15 +69,15 @@ class Walk:
 
     def _stage(self, index: int, state: State, failures: list[BudgetMissed]) -> State:
         stage = self.recipe.stages[index]
-        self.console.print(f"[bold]{index + 1}/{len(self.recipe.stages)} {stage.title()}[/bold]", highlight=False)
-        started, before = time.perf_counter(), state
-        record: dict[str, Any] = {"notes": []}
         path = self.folder.stage(index, stage)
+        self.console.print(f"[bold]{path.name}[/bold]  {stage.title()}", highlight=False)
+        started = time.perf_counter()
+        record: dict[str, Any] = {"notes": []}
         alone = self.fabric.world_size > 1 and not stage.distributed
         if not alone or self.fabric.is_global_zero:
             state = stage.run(state, self.setup(index, stage, record))
             if self.fabric.is_global_zero:
-                self._finish(index, stage, before, state, record, time.perf_counter() - started)
+                self._finish(index, stage, state, record, time.perf_counter() - started)
         if self.fabric.world_size > 1:
             self.fabric.barrier()
             if alone and not self.fabric.is_global_zero:
@@ -106,7 +106,7 @@ class Walk:
 
         def note(line: str) -> None:
             record["notes"].append(line)
-            self.console.print(f"  {line}", highlight=False, markup=False)
+            self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
         return Setup(
             data=self.data,
@@ -135,7 +135,7 @@ class Walk:
         return [self.data.normalise(batch.images.to(self.fabric.device)) for batch in chosen]
 
     def _finish(
-        self, index: int, stage: Stage, before: State, state: State, record: dict[str, Any], seconds: float
+        self, index: int, stage: Stage, state: State, record: dict[str, Any], seconds: float
     ) -> None:
         """Measure, save, and only then call the stage done."""
         path = self.folder.stage(index, stage)
@@ -152,7 +152,7 @@ class Walk:
         if done["export"]:
             self.report["exports"].append(done["export"])
         self._write_report()
-        self.console.print(f"  {_summary(row)}", highlight=False)
+        self.console.print(f"  {_summary(row)}", highlight=False, soft_wrap=True)
 
     def _row(
         self, index: int, stage: Stage, state: State, record: dict[str, Any], seconds: float
@@ -184,7 +184,7 @@ class Walk:
     def _told_well(self, index: int) -> Iterator[None]:
         """Turn Ctrl-C and a full disk into sentences that say how to go on."""
         stage = self.recipe.stages[index]
-        where = f"stage {index + 1} ({stage.title()})"
+        where = f"stage {index} ({stage.title()})"
         on = f"Everything up to there is kept in {self.folder.path}; go on with --resume."
         try:
             yield
@@ -221,8 +221,8 @@ def test_accuracy(model: nn.Module, data: Data) -> float | None:
 def _summary(row: dict[str, Any]) -> str:
     parts = []
     if row["accuracy"] is not None:
-        parts.append(f"test accuracy {row['accuracy']:.2%}".replace("%", " %"))
-    parts.append(f"sparsity {row['sparsity']:.1%}".replace("%", " %"))
+        parts.append(f"test accuracy {100 * row['accuracy']:.2f} %")
+    parts.append(f"sparsity {100 * row['sparsity']:.1f} %")
     parts.append(f"{row['parameters']:,} parameters")
     if row["nonzero_parameters"] != row["parameters"]:
         parts.append(f"{row['nonzero_parameters']:,} non-zero")

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 FLOAT_BITS = 32
 
 
+def percent(share: float) -> str:
+    """A share in [0, 1] as users read it.
+
+    >>> percent(0.4), percent(0.125)
+    ('40 %', '12.5 %')
+    """
+    return f"{100 * share:.3g} %"
+
+
 @dataclass(frozen=True)
 class Outlook:
     """What is known about the model before anything runs.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from compress_aug.errors import RecipeError
-from compress_aug.stages.base import FLOAT_BITS, Outlook, Part, Setup, Stage, State
+from compress_aug.stages.base import FLOAT_BITS, Outlook, Part, Setup, Stage, State, percent
 from compress_aug.stages.train import RESERVED
 
 
@@ -29,7 +29,7 @@ class Prune(Stage):
         return replace(outlook, sparsity=self.sparsity)
 
     def title(self) -> str:
-        return f"prune to {self.sparsity:.0%}"
+        return f"prune to {percent(self.sparsity)}"
 
     def run(self, state: State, setup: Setup) -> State:
         from compress_aug.pruning import mask_smallest
@@ -74,7 +74,7 @@ class PruneChannels(Stage):
 
     def title(self) -> str:
         ((what, share),) = self.until.given().items()
-        return f"cut channels, {what} {'≤ ' if what != 'ratio' else ''}{share:.0%}"
+        return f"cut channels, {what} {'≤ ' if what != 'ratio' else ''}{percent(share)}"
 
     def run(self, state: State, setup: Setup) -> State:
         from compress_aug.channels import cut_channels
@@ -112,7 +112,7 @@ class Attach(Stage):
         from compress_aug.inheritance import attach_layers, attached_at
 
         model = attach_layers(state.model, _example(setup), blocks=self.blocks, after=self.after)
-        setup.note(f"{self.blocks} blocks attached after {attached_at(model)}")
+        setup.note(f"attached after {attached_at(model)}")
         return replace(state, model=model)
 
 

@@ -39,7 +39,6 @@ class Export(Stage):
     """Write the ONNX file, prove it, audit it and time it against the same net in float."""
 
     word: ClassVar[str] = "export"
-    changes_model: ClassVar[bool] = False
 
     file: str = Field("model.onnx", description="name within the run's folder")
     budget: Limits = Limits()
@@ -65,17 +64,21 @@ class Export(Stage):
         return f"export {self.file}"
 
     def run(self, state: State, setup: Setup) -> State:
-        row = export_model(state.model, setup, setup.folder / self.file)
+        from compress_aug import quantization
+
+        model = quantization.finalize(state.model) if quantization.is_quantized(state.model) else state.model
+        row = export_model(model, setup, setup.folder / self.file)
         row["misses"] = self.budget.misses(row)
         setup.record("export", row)
         if row["misses"]:
             # The runner finishes the run, files and report included, and raises then.
             setup.record("failure", BudgetMissed(row["misses"]))
-        return state
+        # The model that goes on, and that `load` gives back, is the one that the file was proven equal to.
+        return replace(state, model=model)
 
 
 def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]:
-    """Write, prove, audit and time; returns the row of report.json's `exports`.
+    """Write, prove, audit and time a (finalized) model; returns the row of report.json's `exports`.
 
     The file gets its name only once parity holds: before, and if it does not, it is called *.unproven.onnx.
 
@@ -86,8 +89,6 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
 
     quantized = quantization.is_quantized(model)
     final = copy_model(model).cpu().eval()
-    if quantized:
-        final = quantization.finalize(final)
     path.parent.mkdir(parents=True, exist_ok=True)
     unproven = path.with_suffix(".unproven.onnx")
     write = {"image_shape": setup.data.image_shape, "metadata": setup.metadata}

@@ -1,0 +1,218 @@
+"""Rewrites of a quantized graph that let the runtime use its integer kernels, none of which moves a number.
+
+A quantizer stands in the file as QuantizeLinear -> Clip -> DequantizeLinear (the Clip where it has fewer than
+8 bits). As the exporter writes it, runtimes keep many layers in float: because activations are signed,
+because a Clip or Relu stands between a layer and its quantizer, or because a weight passes through a Clip.
+Every function here takes one such obstacle away, exactly, and returns in how many places.
+"""
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from compress_aug.deploy.biases import integer_biases
+from compress_aug.deploy.graph import Graph, lift_constants
+from compress_aug.deploy.grid import DEQUANTIZE, QUANTIZE, Grid, clip_bounds, grid_of
+from compress_aug.deploy.packing import pack_weights
+
+# int8 and uint8 differ by this shift, in values, bounds and zero points alike.
+_SHIFT = 128
+
+
+def rewrite(model: onnx.ModelProto, *, pack: bool = True) -> onnx.ModelProto:
+    """Every rewrite, in the order in which they serve each other; `pack`: see `pack_weights`.
+
+    Takes the model over. A graph with control flow (If, Loop) is left as it is.
+    """
+    graph = Graph(lift_constants(model))
+    if graph.has_subgraphs:
+        return graph.finish()
+    fold_weight_clips(graph)
+    unsigned_activations(graph)
+    clamp_as_integers(graph)
+    drop_idle_clips(graph)
+    drop_requantization(graph)
+    while move_data_as_integers(graph) + drop_requantization(graph):
+        pass
+    integer_biases(graph)
+    if pack:
+        pack_weights(graph)
+    graph.shorten_names()
+    return graph.finish()
+
+
+def fold_weight_clips(graph: Graph) -> int:
+    """Clip integer weights once, here, instead of at every start of the runtime."""
+    folded = 0
+    for clip in graph.nodes("Clip"):
+        value = graph.constant(clip.input[0])
+        bounds = clip_bounds(graph, clip)
+        if value is None or value.dtype.kind not in "iu" or bounds is None or graph.is_output(clip.output[0]):
+            continue
+        clipped = np.clip(value, *bounds).astype(value.dtype)
+        graph.replace(clip.output[0], graph.add_constant(clipped, clip.input[0]))
+        folded += 1
+    return folded
+
+
+def unsigned_activations(graph: Graph) -> int:
+    """Store signed activations as uint8: every integer moves up by 128, and its zero point with it.
+
+    Runtimes fuse a convolution to its integer kernel for uint8 activations far more reliably than for int8.
+    """
+    changed = 0
+    for quantize in graph.nodes(QUANTIZE):
+        grid = grid_of(graph, quantize)
+        if grid is None or grid.zero_point.dtype != np.int8 or graph.constant(quantize.input[0]) is not None:
+            continue
+        readers = _integer_readers(graph, quantize)
+        if readers is None:
+            continue
+        for node in (quantize, *readers):
+            places = (1, 2) if node.op_type == "Clip" else (2,)
+            _shift_up(graph, node, places)
+        changed += 1
+    return changed
+
+
+def _integer_readers(graph: Graph, quantize: NodeProto) -> list[NodeProto] | None:
+    """Clip and DequantizeLinear nodes behind a quantizer; None if anything else sees its integers."""
+    found: list[NodeProto] = []
+    tensors = [quantize.output[0]]
+    while tensors:
+        tensor = tensors.pop()
+        if graph.is_output(tensor):
+            return None
+        for node in graph.readers(tensor):
+            if node.op_type == "Clip" and clip_bounds(graph, node) is not None:
+                tensors.append(node.output[0])
+            elif node.op_type != DEQUANTIZE or grid_of(graph, node) is None:
+                return None
+            found.append(node)
+    return found
+
+
+def _shift_up(graph: Graph, node: NodeProto, places: tuple[int, ...]) -> None:
+    for place in places:
+        if len(node.input) > place and node.input[place]:
+            value = graph.constant(node.input[place])
+            assert value is not None
+            shifted = (value.astype(np.int32) + _SHIFT).astype(np.uint8)
+            graph.rewire(node, place, graph.add_constant(shifted, node.input[place]))
+
+
+def clamp_as_integers(graph: Graph) -> int:
+    """Turn a Relu or Clip that only quantizers read into bounds on their integers.
+
+    Rounding never changes the order of two numbers, so clamping before it or after it is the same.
+    """
+    folded = 0
+    for clamp in graph.nodes("Relu", "Clip"):
+        bounds = (0.0, np.inf) if clamp.op_type == "Relu" else clip_bounds(graph, clamp)
+        quantizers = graph.readers(clamp.output[0])
+        grids = [grid_of(graph, node) for node in quantizers if node.op_type == QUANTIZE]
+        scalar = [grid for grid in grids if grid is not None and grid.scale.ndim == 0]
+        if bounds is None or not scalar or len(scalar) != len(quantizers) or graph.is_output(clamp.output[0]):
+            continue
+        for quantize, grid in zip(quantizers, scalar, strict=True):
+            graph.rewire(quantize, 0, clamp.input[0])
+            _bound_integers(graph, quantize, grid, (grid.nearest(bounds[0]), grid.nearest(bounds[1])))
+        folded += 1
+    return folded
+
+
+def _bound_integers(graph: Graph, quantize: NodeProto, grid: Grid, bounds: tuple[int, int]) -> None:
+    """Put a Clip behind a quantizer, or narrow the one that stands there."""
+    if bounds == grid.limits:
+        return
+    readers = graph.readers(quantize.output[0])
+    if len(readers) == 1 and readers[0].op_type == "Clip":
+        present = clip_bounds(graph, readers[0])
+        if present is not None and not graph.is_output(quantize.output[0]):
+            # Clamping to one range and then to another is clamping both of its ends to the other.
+            low, high = (min(max(bound, present[0]), present[1]) for bound in bounds)
+            _set_bounds(graph, readers[0], grid, (int(low), int(high)))
+            return
+    clipped = graph.add_node("Clip", [quantize.output[0], "", ""], quantize.output[0])
+    clip = graph.maker(clipped)
+    assert clip is not None
+    _set_bounds(graph, clip, grid, bounds)
+    for reader in readers:
+        graph.rewire(reader, 0, clipped)
+
+
+def _set_bounds(graph: Graph, clip: NodeProto, grid: Grid, bounds: tuple[int, int]) -> None:
+    while len(clip.input) < 3:
+        clip.input.append("")
+    for place, bound in enumerate(bounds, 1):
+        value = np.array(bound, grid.zero_point.dtype)
+        graph.rewire(clip, place, graph.add_constant(value, clip.output[0]))
+
+
+def drop_idle_clips(graph: Graph) -> int:
+    """Drop integer Clips that let every value of their type through."""
+    dropped = 0
+    for clip in graph.nodes("Clip"):
+        values = [value for name in clip.input[1:] if (value := graph.constant(name)) is not None]
+        bounds = clip_bounds(graph, clip)
+        if (
+            not values
+            or values[0].dtype.kind not in "iu"
+            or bounds is None
+            or graph.is_output(clip.output[0])
+        ):
+            continue
+        limits = np.iinfo(values[0].dtype)
+        if bounds[0] <= limits.min and bounds[1] >= limits.max:
+            graph.replace(clip.output[0], clip.input[0])
+            dropped += 1
+    return dropped
+
+
+def drop_requantization(graph: Graph) -> int:
+    """Drop DequantizeLinear -> QuantizeLinear onto the same grid: the integers come out as they went in."""
+    dropped = 0
+    for quantize in graph.nodes(QUANTIZE):
+        dequantize = graph.maker(quantize.input[0], DEQUANTIZE)
+        if dequantize is None or graph.is_output(quantize.output[0]) or not graph.readers(quantize.output[0]):
+            continue
+        before, after = grid_of(graph, dequantize), grid_of(graph, quantize)
+        if before is not None and after is not None and before.same_as(after):
+            graph.replace(quantize.output[0], dequantize.input[0])
+            dropped += 1
+    return dropped
+
+
+# Operators that only move values about, so that they may as well move integers. MaxPool belongs here because
+# dequantizing keeps the order; what it pads with is never the largest.
+_MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Split", "Concat", "Slice")
+
+
+def move_data_as_integers(graph: Graph) -> int:
+    """Dequantize behind an operator that only moves data, instead of before it."""
+    moved = 0
+    for node in graph.nodes(*_MOVES):
+        sources = _dequantized_alike(graph, node)
+        outputs = list(node.output)
+        if not sources or any(graph.is_output(name) or not graph.readers(name) for name in outputs):
+            continue
+        for place, source in enumerate(sources):
+            graph.rewire(node, place, source.input[0])
+        for tensor in outputs:
+            integer = graph.new_name(tensor)
+            graph.rename_output(node, tensor, integer)
+            graph.add_node(DEQUANTIZE, [integer, *sources[0].input[1:]], tensor, output=tensor)
+        moved += 1
+    return moved
+
+
+def _dequantized_alike(graph: Graph, node: NodeProto) -> list[NodeProto]:
+    """The DequantizeLinear of each moved input, if they share one scalar grid; else none."""
+    moved = node.input if node.op_type == "Concat" else node.input[:1]
+    sources = [source for tensor in moved if (source := graph.maker(tensor, DEQUANTIZE)) is not None]
+    grids = [grid for source in sources if (grid := grid_of(graph, source)) is not None]
+    # A grid with an axis would have to move with the data.
+    alike = len(grids) == len(moved) and all(
+        grid.scale.ndim == 0 and grid.same_as(grids[0]) for grid in grids
+    )
+    return sources if alike else []

@@ -1,0 +1,127 @@
+"""A model as an ONNX file that fuses to integer kernels, with what its user must know written inside."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import nn
+
+from compress_aug.deploy.exporter import export_graph, is_brevitas
+from compress_aug.deploy.rewrite import rewrite
+from compress_aug.deploy.runtime import Session
+from compress_aug.errors import ExportError
+from compress_aug.folders import written_whole
+from compress_aug.surgery import copy_model, make_permanent
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a file was written.
+
+    opset: the version of the ONNX operators in it
+    notes: one sentence for each thing that differs from what was asked for
+    """
+
+    opset: int
+    notes: tuple[str, ...] = ()
+
+
+def write(
+    model: nn.Module,
+    path: Path,
+    *,
+    image_shape: tuple[int, int, int],
+    metadata: Mapping[str, str] | None = None,
+    finalize: Callable[[nn.Module], nn.Module] | None = None,
+    opset: int = 13,
+    pack: bool = True,
+) -> Written:
+    """Write a float or a Brevitas model as an ONNX file: input `input` (N, C, H, W), output `logits` (N, K).
+
+    image_shape: (C, H, W) of one image; N stays free
+    metadata:    written into the file, for `read_metadata` and for the device (see `image_metadata`)
+    finalize:    a last change to the copy that is written, such as moving biases to the integer grid
+    opset:       13 loads on runtimes back to 2021. A model with scaled_dot_product_attention (a ViT, say)
+                 needs 14 and gets it; the result says so
+    pack:        store weights of 4 bits and fewer several to a byte, which the runtime unpacks when it loads
+                 the file; False for a runtime that cannot
+
+    The model itself stays as it is. Masks become zeros in the file. A quantized model is rewritten so that
+    the runtime finds its integer kernels. The file appears whole, and only after it ran on one and on two
+    images; whether it computes what the model computes is what `check_parity` says.
+
+    Raises ExportError if the model cannot be traced, has an operator that ONNX lacks, returns anything but
+    logits, or fixes the number of images; or if the file cannot be written.
+
+    >>> from compress_aug.deploy import write
+    >>> write(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)), Path("model.onnx"), image_shape=(3, 4, 4))
+    Written(opset=13, notes=())
+    """
+    final = copy_model(model).cpu().float().eval()
+    if finalize is not None:
+        final = finalize(final).eval()
+    final = make_permanent(final)
+    graph, used, note = export_graph(final, torch.zeros(1, *image_shape), opset)
+    if is_brevitas(final):
+        graph = rewrite(graph, pack=pack)
+    graph.producer_name = "compress_aug"
+    helper.set_model_props(graph, {key: str(value) for key, value in (metadata or {}).items()})
+    try:
+        with written_whole(path) as temporary:
+            onnx.save(graph, str(temporary))
+            _check_runs(temporary, image_shape)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return Written(used, (note,) if note else ())
+
+
+def _check_runs(path: Path, image_shape: tuple[int, int, int]) -> None:
+    session = Session(path)
+    for images in (1, 2):
+        try:
+            logits = session.run(np.zeros((images, *image_shape), np.float32))
+        except ExportError as error:
+            if images == 1:
+                raise
+            raise ExportError(
+                "The model fixes the number of images when it is traced: the file runs on one image but not "
+                "on two. Write x.flatten(1) instead of a reshape to a fixed size."
+            ) from error
+        if logits.ndim != 2 or len(logits) != images:
+            raise ExportError(
+                f"The model must return logits of shape ({images}, classes) for {images} images, "
+                f"but it returns {logits.shape}."
+            )
+
+
+def image_metadata(
+    *,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str],
+) -> dict[str, str]:
+    """The metadata that names classes and prepares images on the device, each value as JSON.
+
+    image_shape: (C, H, W)
+    mean, std:   per channel, of pixels in 0..1
+    classes:     class number k is classes[k]
+
+    >>> image_metadata(image_shape=(1, 8, 8), mean=[0.3], std=[0.4], classes=["no", "yes"])
+    {'image_shape': '[1, 8, 8]', 'mean': '[0.3]', 'std': '[0.4]', 'classes': '["no", "yes"]'}
+    """
+    values = {"image_shape": image_shape, "mean": mean, "std": std, "classes": classes}
+    return {key: json.dumps(list(value), ensure_ascii=False) for key, value in values.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `write` was given as metadata.
+
+    Raises ExportError if the file is missing or the runtime cannot load it.
+    """
+    return Session(path).metadata

@@ -1,0 +1,16 @@
+"""Any model becomes one of Brevitas layers: quantize, train on, finalize."""
+
+from compress_aug.quantization.bits import is_quantized, mean_weight_bits, weight_bits
+from compress_aug.quantization.finalize import finalize
+from compress_aug.quantization.quantize import quantize, replay
+from compress_aug.quantization.twin import without_quantizers
+
+__all__ = [
+    "finalize",
+    "is_quantized",
+    "mean_weight_bits",
+    "quantize",
+    "replay",
+    "weight_bits",
+    "without_quantizers",
+]

@@ -1,0 +1,125 @@
+"""Edits of a traced graph: same outputs, in a form that can be quantized and exported well."""
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+Shapes = dict[fx.Node, torch.Size]
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    "add_": "add",
+    "mul_": "mul",
+    "relu_": "relu",
+    "clamp_": "clamp",
+    "clip_": "clip",
+    torch.relu_: torch.relu,
+    functional.relu_: functional.relu,
+    functional.hardtanh_: functional.hardtanh,
+}
+
+
+def free_name(model: nn.Module, name: str) -> str:
+    """`name`, with as many underscores as make it new to the model.
+
+    >>> free_name(nn.Linear(2, 2), "bias")
+    'bias_'
+    """
+    while hasattr(model, name):
+        name += "_"
+    return name
+
+
+def insert_after(model: fx.GraphModule, nodes: tuple[fx.Node, ...], name: str, module: nn.Module) -> None:
+    """Send the values of each node through one module, before any other node reads them."""
+    model.add_submodule(name, module)
+    for node in nodes:
+        with model.graph.inserting_after(node):
+            called = model.graph.call_module(name, (node,))
+        _replace_reads(node, called)
+    model.recompile()
+
+
+def use_module_dropout(model: fx.GraphModule, node: fx.Node) -> None:
+    """Call a module instead of `dropout`: the mode of a traced call is frozen, a module follows the model's."""
+    name = free_name(model, node.name)
+    probability: Any = node.kwargs.get("p", 0.5)
+    model.add_submodule(name, nn.Dropout(probability))
+    with model.graph.inserting_after(node):
+        called = model.graph.call_module(name, (node.args[0],))
+    node.replace_all_uses_with(called)
+    model.graph.erase_node(node)
+
+
+def write_out_of_place(model: fx.GraphModule) -> None:
+    """Give every in-place operation its out-of-place form, which later readers of the same value then read.
+
+    A quantizer makes a new tensor, so that a write into the old one would be lost to other readers.
+    """
+    modules = dict(model.named_modules())
+    order = {node: place for place, node in enumerate(model.graph.nodes)}
+    for node in model.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        in_place = node.kwargs.get("inplace") or getattr(module, "inplace", False)
+        if not in_place and node.target not in _OUT_OF_PLACE:
+            continue
+        node.target = _OUT_OF_PLACE.get(node.target, node.target)
+        if "inplace" in node.kwargs:
+            node.update_kwarg("inplace", False)
+        written = node.all_input_nodes[0]
+        for reader in list(written.users):
+            if order[reader] > order[node]:
+                reader.replace_input_with(written, node)
+    for module in modules.values():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+
+
+def use_pooling_for_means(model: fx.GraphModule, shapes: Shapes) -> None:
+    """Write a mean over height and width as global average pooling, for which integer kernels exist."""
+    for node in list(model.graph.nodes):
+        if node.target not in (torch.mean, "mean") or len(shapes.get(node.all_input_nodes[0], ())) != 4:
+            continue
+        axes = _argument(node, 1, "dim", None)
+        if not isinstance(axes, tuple | list) or sorted(axis % 4 for axis in axes) != [2, 3]:
+            continue
+        with model.graph.inserting_after(node):
+            made = model.graph.call_function(functional.adaptive_avg_pool2d, (node.args[0], 1))
+        if not _argument(node, 2, "keepdim", False):
+            with model.graph.inserting_after(made):
+                made = model.graph.call_function(torch.flatten, (made, 1))
+        node.replace_all_uses_with(made)
+        model.graph.erase_node(node)
+    model.recompile()
+
+
+def use_splits_for_chunks(model: fx.GraphModule, shapes: Shapes) -> None:
+    """Write chunks of the channels as splits of known sizes: ONNX would compute the sizes at every run."""
+    for node in list(model.graph.nodes):
+        if node.target not in (torch.chunk, "chunk") or node.all_input_nodes[0] not in shapes:
+            continue
+        number, axis = _argument(node, 1, "chunks", None), _argument(node, 2, "dim", 0)
+        if not isinstance(number, int) or axis != 1:
+            continue
+        total = shapes[node.all_input_nodes[0]][1]
+        largest = -(-total // number)
+        sizes = [min(largest, total - start) for start in range(0, total, largest)]
+        with model.graph.inserting_after(node):
+            made = model.graph.call_function(torch.split, (node.args[0], sizes, 1))
+        node.replace_all_uses_with(made)
+        model.graph.erase_node(node)
+    model.recompile()
+
+
+def _replace_reads(node: fx.Node, by: fx.Node) -> None:
+    def is_another(user: fx.Node) -> bool:
+        return user is not by
+
+    node.replace_all_uses_with(by, delete_user_cb=is_another)
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default

@@ -1,0 +1,221 @@
+"""Where quantizers go: values that only move share one scale, and each group of them gets one quantizer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, fx
+
+from compress_aug.quantization.graph import QUANTIZABLE, QuantizedModel
+from compress_aug.quantization.ops import Scope, has_integer_kernel, moves, never_negative, rectifies
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Values that lie on one grid, because between them nothing computes.
+
+    sites:        the nodes whose output is quantized, in the order of execution
+    is_unsigned:  none of the values can be negative
+    is_outermost: the network's input is among them, or a last layer reads them
+    """
+
+    sites: tuple[fx.Node, ...]
+    is_unsigned: bool
+    is_outermost: bool
+
+
+class Flow:
+    """What flows between the nodes of a graph: which values are float tensors, which are only moved.
+
+    shapes:   node -> shape of its float tensor, for the example given
+    movers:   nodes that move values without computing
+    absorbed: ReLU -> the node it rectifies, where it is the only reader; they are quantized as one
+    """
+
+    def __init__(self, graph_model: QuantizedModel, example: Tensor) -> None:
+        self.nodes: list[fx.Node] = list(graph_model.graph.nodes)
+        self.modules = dict(graph_model.named_modules())
+        recorder = _Recorder(graph_model)
+        with torch.no_grad():
+            recorder.run(example)
+        self.shapes, self.tuples = recorder.shapes, recorder.tuples
+        self.movers: set[fx.Node] = set()
+        self.absorbed: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes:
+            if self._only_moves(node):
+                self.movers.add(node)
+            elif rectifies(node, self.modules):
+                self._absorb(node)
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The names of all Conv and Linear layers that run."""
+        return frozenset(name for name in map(self.layer, self.nodes) if name is not None)
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose float values this one reads, constants left out."""
+        return [source for source in node.all_input_nodes if source in self.shapes or source in self.tuples]
+
+    def layer(self, node: fx.Node) -> str | None:
+        """The name of the Conv or Linear layer that a node calls, if it calls one."""
+        is_call = node.op == "call_module" and isinstance(self.modules[str(node.target)], QUANTIZABLE)
+        return str(node.target) if is_call else None
+
+    def computes_integers(self, node: fx.Node, kept_float: frozenset[str]) -> bool:
+        """Whether runtimes have an integer kernel for a node, were its inputs and output quantized."""
+        layer = self.layer(node)
+        if layer is not None:
+            return layer not in kept_float
+        return has_integer_kernel(node, self.modules)
+
+    def _only_moves(self, node: fx.Node) -> bool:
+        sources = self.sources(node)
+        # An item of a tuple that some operation computed is a new value.
+        computed = any(source in self.tuples and source not in self.movers for source in sources)
+        is_value = node in self.shapes or node in self.tuples
+        return is_value and bool(sources) and not computed and moves(node, self.modules)
+
+    def _absorb(self, node: fx.Node) -> None:
+        source = node.all_input_nodes[0]
+        while len(source.users) == 1 and source in self.movers and self._is_scope(source):
+            source = source.all_input_nodes[0]
+        if len(source.users) == 1 and source not in self.movers and source.op != "placeholder":
+            self.absorbed[node] = source
+
+    def _is_scope(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self.modules[str(node.target)], Scope)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the example and notes which nodes hold float tensors, alone or in a tuple."""
+
+    def __init__(self, graph_model: QuantizedModel) -> None:
+        super().__init__(graph_model)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.tuples: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if n.op in ("output", "get_attr"):
+            return value
+        if _is_float(value):
+            self.shapes[n] = value.shape
+        elif isinstance(value, tuple | list) and any(_is_float(part) for part in value):
+            self.tuples.add(n)
+        return value
+
+
+def _is_float(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def first_layers(flow: Flow) -> frozenset[str]:
+    """The Conv and Linear layers that read the network's input with no such layer before them."""
+    raw = {node for node in flow.nodes if node.op == "placeholder"}
+    first = set()
+    for node in flow.nodes:
+        if raw.isdisjoint(flow.sources(node)):
+            continue
+        layer = flow.layer(node)
+        if layer is None:
+            raw.add(node)
+        else:
+            first.add(layer)
+    return frozenset(first)
+
+
+def last_layers(flow: Flow) -> frozenset[str]:
+    """The Conv and Linear layers whose values reach the network's output through no other such layer."""
+    last: set[str] = set()
+    reaching = [source for node in flow.nodes if node.op == "output" for source in flow.sources(node)]
+    seen = set(reaching)
+    while reaching:
+        node = reaching.pop()
+        layer = flow.layer(node)
+        if layer is not None:
+            last.add(layer)
+            continue
+        reaching += [source for source in flow.sources(node) if source not in seen]
+        seen.update(reaching)
+    return frozenset(last)
+
+
+def scale_groups(flow: Flow, kept_float: frozenset[str]) -> list[ScaleGroup]:
+    """The groups that need a quantizer, in the order of execution.
+
+    kept_float: layers that compute in float, as if no integer kernel existed for them
+
+    A group needs one if an operation with an integer kernel reads it, or makes it while another such
+    operation comes later: what only leads to the output stays float. The two inputs of a sum keep
+    their own scales [our decision: integer sums take two, and sharing would cost resolution].
+    """
+    last = last_layers(flow)
+    nonnegative = _nonnegative(flow)
+    leads = _leads_to_integers(flow, kept_float)
+    groups = []
+    for members in _moved_together(flow):
+        made = [node for node in members if node not in flow.movers and node not in flow.absorbed]
+        readers = {user for node in members for user in node.users if user not in members}
+        is_read = any(flow.computes_integers(user, kept_float) for user in readers)
+        is_made = any(flow.computes_integers(node, kept_float) for node in made)
+        if is_read or (is_made and any(leads[node] for node in members)):
+            rectified = {source: node for node, source in flow.absorbed.items()}
+            sites = tuple(rectified.get(node, node) for node in made)
+            is_input = any(node.op == "placeholder" for node in made)
+            groups.append(
+                ScaleGroup(
+                    sites=sites,
+                    is_unsigned=all(nonnegative[site] for site in sites),
+                    is_outermost=is_input or any(flow.layer(user) in last for user in readers),
+                )
+            )
+    return groups
+
+
+def _nonnegative(flow: Flow) -> dict[fx.Node, bool]:
+    known: dict[fx.Node, bool] = {}
+    for node in flow.nodes:
+        sources = [known[source] for source in flow.sources(node)]
+        sources += [False for source in node.all_input_nodes if source.op == "get_attr"]
+        known[node] = never_negative(node, sources, flow.modules)
+    return known
+
+
+def _leads_to_integers(flow: Flow, kept_float: frozenset[str]) -> dict[fx.Node, bool]:
+    leads: dict[fx.Node, bool] = {}
+    for node in reversed(flow.nodes):
+        leads[node] = any(flow.computes_integers(user, kept_float) or leads[user] for user in node.users)
+    return leads
+
+
+def _moved_together(flow: Flow) -> list[list[fx.Node]]:
+    """All float values, those linked by movement in one list (union-find), lists by their first node."""
+    parent: dict[fx.Node, fx.Node] = {}
+    parent |= {node: node for node in flow.nodes if node in flow.shapes or node in flow.tuples}
+
+    def find(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for one, other in _links(flow):
+        parent[find(other)] = find(one)
+    lists: dict[fx.Node, list[fx.Node]] = {}
+    for node in parent:
+        lists.setdefault(find(node), []).append(node)
+    return list(lists.values())
+
+
+def _links(flow: Flow) -> Iterable[tuple[fx.Node, fx.Node]]:
+    calls: dict[str, fx.Node] = {}
+    for node in flow.nodes:
+        if node in flow.movers or node in flow.absorbed:
+            for source in flow.sources(node):
+                yield source, node
+        layer = flow.layer(node)
+        if layer is not None:
+            # A layer called twice has one bias, whose integer grid holds for one input scale only.
+            first = calls.setdefault(layer, node)
+            yield first.all_input_nodes[0], node.all_input_nodes[0]
