@@ -1,7 +1,7 @@
 """The one training loop: Training holds a stage's whole state, fit drives it to its end and survives interruptions."""
 
-import errno
 import hashlib
+import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -440,13 +440,10 @@ def fit(
 def _save(training: Training, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        try:
-            torch.save(training.state_dict(), temporary)
-        except RuntimeError as error:
-            # torch says of a full disk only that its writer failed.
-            if "PytorchStreamWriter" not in str(error) and "write" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, str(error)) from error
+        # Through memory, because torch's own writer hides a full disk in many different errors.
+        buffer = io.BytesIO()
+        torch.save(training.state_dict(), buffer)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _load(training: Training, path: Path) -> None:

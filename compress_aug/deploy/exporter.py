@@ -61,7 +61,7 @@ def is_brevitas(model: nn.Module) -> bool:
     # Brevitas takes seconds to import, and a model with its layers has imported it already.
     if "brevitas" not in sys.modules:
         return False
-    from brevitas.nn.mixin.base import QuantLayerMixin
+    from brevitas.nn.mixin.base import QuantLayerMixin  # type: ignore[import-untyped]
 
     return any(isinstance(module, QuantLayerMixin) for module in model.modules())
 
@@ -69,9 +69,10 @@ def is_brevitas(model: nn.Module) -> bool:
 def _exporter_of(model: nn.Module) -> Callable[..., Any]:
     if not is_brevitas(model):
         return torch.onnx.export
-    from brevitas.export import export_onnx_qcdq
+    from brevitas.export import export_onnx_qcdq  # type: ignore[import-untyped]
 
-    return export_onnx_qcdq  # type: ignore[no-any-return, unused-ignore]
+    written: Callable[..., Any] = export_onnx_qcdq
+    return written
 
 
 def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:

@@ -27,6 +27,7 @@ def rewrite(model: onnx.ModelProto, *, pack: bool = True) -> onnx.ModelProto:
     graph = Graph(lift_constants(model))
     if graph.has_subgraphs:
         return graph.finish()
+    drop_identities(graph)
     fold_weight_clips(graph)
     unsigned_activations(graph)
     clamp_as_integers(graph)
@@ -39,6 +40,16 @@ def rewrite(model: onnx.ModelProto, *, pack: bool = True) -> onnx.ModelProto:
         pack_weights(graph)
     graph.shorten_names()
     return graph.finish()
+
+
+def drop_identities(graph: Graph) -> int:
+    """Drop Identity nodes, behind which the exporter hides the copies of equal constants."""
+    dropped = 0
+    for node in graph.nodes("Identity"):
+        if not graph.is_output(node.output[0]):
+            graph.replace(node.output[0], node.input[0])
+            dropped += 1
+    return dropped
 
 
 def fold_weight_clips(graph: Graph) -> int:

@@ -67,6 +67,10 @@ def write(
         final = finalize(final).eval()
     final = make_permanent(final)
     graph, used, note = export_graph(final, torch.zeros(1, *image_shape), opset)
+    if len(graph.graph.output) != 1:
+        raise ExportError(
+            f"The model must return one tensor of logits, but it returns {len(graph.graph.output)} tensors."
+        )
     if is_brevitas(final):
         graph = rewrite(graph, pack=pack)
     graph.producer_name = "compress_aug"
@@ -81,17 +85,19 @@ def write(
 
 
 def _check_runs(path: Path, image_shape: tuple[int, int, int]) -> None:
+    """Run the file on one image and on two. Raises ExportError if it gives anything but logits for each."""
     session = Session(path)
+    fixed = (
+        "The model fixes the number of images when it is traced, so that the file runs on one image but not "
+        "on two: write x.flatten(1) instead of a reshape to a fixed size."
+    )
     for images in (1, 2):
         try:
             logits = session.run(np.zeros((images, *image_shape), np.float32))
         except ExportError as error:
-            if images == 1:
-                raise
-            raise ExportError(
-                "The model fixes the number of images when it is traced: the file runs on one image but not "
-                "on two. Write x.flatten(1) instead of a reshape to a fixed size."
-            ) from error
+            raise (error if images == 1 else ExportError(fixed)) from error
+        if images == 2 and len(logits) == 1:
+            raise ExportError(fixed)
         if logits.ndim != 2 or len(logits) != images:
             raise ExportError(
                 f"The model must return logits of shape ({images}, classes) for {images} images, "

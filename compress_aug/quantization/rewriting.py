@@ -42,7 +42,7 @@ def insert_after(model: fx.GraphModule, nodes: tuple[fx.Node, ...], name: str, m
 
 
 def use_module_dropout(model: fx.GraphModule, node: fx.Node) -> None:
-    """Call a module instead of `dropout`: the mode of a traced call is frozen, a module follows the model's."""
+    """Call a module instead of `dropout`: a traced call has a frozen mode, a module the model's."""
     name = free_name(model, node.name)
     probability: Any = node.kwargs.get("p", 0.5)
     model.add_submodule(name, nn.Dropout(probability))

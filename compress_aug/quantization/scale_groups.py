@@ -69,6 +69,10 @@ class Flow:
             return layer not in kept_float
         return has_integer_kernel(node, self.modules)
 
+    def makes_tensor(self, node: fx.Node) -> bool:
+        """Whether a node computes a float tensor of new values."""
+        return node in self.shapes and node not in self.movers and node not in self.absorbed
+
     def _only_moves(self, node: fx.Node) -> bool:
         sources = self.sources(node)
         # An item of a tuple that some operation computed is a new value.
@@ -153,23 +157,19 @@ def scale_groups(flow: Flow, kept_float: frozenset[str]) -> list[ScaleGroup]:
     last = last_layers(flow)
     nonnegative = _nonnegative(flow)
     leads = _leads_to_integers(flow, kept_float)
+    rectified = {source: node for node, source in flow.absorbed.items()}
     groups = []
     for members in _moved_together(flow):
-        made = [node for node in members if node not in flow.movers and node not in flow.absorbed]
-        readers = {user for node in members for user in node.users if user not in members}
+        made = [node for node in members if flow.makes_tensor(node)]
+        readers = {user for node in members for user in node.users}
         is_read = any(flow.computes_integers(user, kept_float) for user in readers)
         is_made = any(flow.computes_integers(node, kept_float) for node in made)
-        if is_read or (is_made and any(leads[node] for node in members)):
-            rectified = {source: node for node, source in flow.absorbed.items()}
-            sites = tuple(rectified.get(node, node) for node in made)
-            is_input = any(node.op == "placeholder" for node in made)
-            groups.append(
-                ScaleGroup(
-                    sites=sites,
-                    is_unsigned=all(nonnegative[site] for site in sites),
-                    is_outermost=is_input or any(flow.layer(user) in last for user in readers),
-                )
-            )
+        if not is_read and not (is_made and any(leads[node] for node in made)):
+            continue
+        sites = tuple(rectified.get(node, node) for node in made)
+        is_input = any(node.op == "placeholder" for node in made)
+        is_outermost = is_input or any(flow.layer(user) in last for user in readers)
+        groups.append(ScaleGroup(sites, all(nonnegative[site] for site in sites), is_outermost))
     return groups
 
 
