@@ -54,6 +54,7 @@ _PUBLIC = {
     "quantize": "compress_aug.quantization",
     "run": "compress_aug.running",
     "soft_label_loss": "compress_aug.distill",
+    "surgery_log": "compress_aug.surgery",
     "write": "compress_aug.deploy",
 }
 

@@ -84,7 +84,8 @@ def rebuild(base: nn.Module, path: Path, replay: Mapping[str, Replay] | None = N
 
     Raises RunFolderError if the base is not the model that the checkpoint was made from.
 
-    >>> model = rebuild(resnet20(classes=10), Path("runs/quickstart/03-prune/model.safetensors"))
+    >>> save(model, Path("model.safetensors"))
+    >>> model = rebuild(model, Path("model.safetensors"))
     """
     verbs = {**REPLAY, **(replay or {})}
     model, log = base, read_log(path)

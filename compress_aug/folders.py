@@ -27,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     A reader therefore sees the old file or the new one, never half of one, even after a power cut.
 
     >>> with written_whole(Path("report.json")) as temporary:
-    ...     temporary.write_text("{}")
+    ...     _ = temporary.write_text("{}")
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -459,6 +459,8 @@ def test_folders_without_the_right_images(tmp_path: Path, folder: Path) -> None:
     assert 'holds one class only ("a")' in refused({"folder": tmp_path / "single"})
     (tmp_path / "single" / "b").mkdir()
     assert "holds no images (.jpg" in refused({"folder": tmp_path / "single"})
+    write_images(tmp_path / "few", "ab", 1)
+    assert "one image of each class: too few" in refused({"folder": tmp_path / "few"})
     write_images(tmp_path / "half" / "train", "ab", 2)
     assert "has train/ but neither test/ nor val/" in refused({"folder": tmp_path / "half"})
 

@@ -71,7 +71,8 @@ def _rows(
     )
     if validation is not None:
         held = held_rows(len(validation), held_out(len(train), len(validation), len(kept)))
-    return [(train, kept), (validation or train, held), (test, held_rows(len(test), options.test))]
+    held_from = train if validation is None else validation
+    return [(train, kept), (held_from, held), (test, held_rows(len(test), options.test))]
 
 
 def _decoded(

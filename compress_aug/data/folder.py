@@ -85,6 +85,8 @@ def _split(folder: Path) -> list[Listing]:
     """A folder of classes, divided into images to train on and to test on."""
     whole = _list_images(folder)
     parts = stratified_split(torch.tensor(whole.targets), _TEST_SHARE, _TEST_SEED)
+    if not len(parts[1]):
+        raise DataError(f'"{folder}" holds one image of each class: too few to train and to test on.')
     return [
         Listing(folder, whole.classes, [whole.files[i] for i in rows], [whole.targets[i] for i in rows])
         for rows in (part.tolist() for part in parts)

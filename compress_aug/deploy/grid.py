@@ -51,6 +51,8 @@ def grid_of(graph: Graph, node: NodeProto) -> Grid | None:
     scale, zero_point = graph.constant(node.input[1]), graph.constant(node.input[2])
     if scale is None or zero_point is None or zero_point.dtype.kind not in "iu":
         return None
+    if scale.size == 1:
+        scale, zero_point = scale.reshape(()), zero_point.reshape(())
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     return Grid(scale, zero_point, axis)
 

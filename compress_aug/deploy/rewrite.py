@@ -30,7 +30,9 @@ def rewrite(model: onnx.ModelProto, *, pack: bool = True) -> onnx.ModelProto:
     drop_identities(graph)
     fold_weight_clips(graph)
     unsigned_activations(graph)
-    clamp_as_integers(graph)
+    # Again as long as it does something, for one clamp behind another.
+    while clamp_as_integers(graph):
+        pass
     drop_idle_clips(graph)
     drop_requantization(graph)
     while move_data_as_integers(graph) + drop_requantization(graph):

@@ -79,8 +79,9 @@ def run(
     Raises UserError for what the user can put right (nothing is written then), WorkError where the work fails,
     BudgetMissed after everything is written, Interrupted at Ctrl-C.
 
-    >>> result = run("quickstart")
-    >>> result.report["exports"][0]["accuracy"]
+    >>> result = run(recipe, model=model, data=data, device="cpu", console=Console(quiet=True))
+    >>> result.report["stages"][1]["word"]
+    'prune'
     """
     console = console or Console()
     beginning = Path(start_from) if start_from is not None else None
@@ -310,7 +311,8 @@ def load(
 
     Returns the model in eval mode on the CPU. Raises RunFolderError if the folder and the model do not fit.
 
-    >>> model = load("runs/quickstart")
+    >>> result = run(recipe, model=model, data=data, device="cpu", console=Console(quiet=True))
+    >>> compressed = load(result.folder, model=model)
     """
     place = RunFolder(Path(folder))
     recipe, last, _ = run_of(place)
