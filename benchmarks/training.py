@@ -41,7 +41,10 @@ def noise(images: int) -> Data:
 
 def bare_epoch(model, data: Data, device, dtype, epoch: int) -> float:
     """What one would write by hand: images in memory, crop and flip, one forward, one backward, one step."""
-    images, targets = (torch.cat(part) for part in zip(*((b.images, b.targets) for b in data.train.batches(BATCH))))
+    images, targets = (
+        torch.cat(part)
+        for part in zip(*((b.images, b.targets) for b in data.train.batches(BATCH)), strict=True)
+    )
     settings = Settings(epochs=1)
     optimizer = build_optimizer(model.parameters(), settings)
     model.train()
@@ -81,7 +84,9 @@ def measure(name: str, precision: str, fabric: Fabric, steps: int, rounds: int) 
     data = noise(steps * BATCH).to(fabric.device)
     dtype = choose_precision(fabric.device, precision).autocast
     models = [
-        load_model(name, classes=10, image_shape=(3, 32, 32)).to(fabric.device).to(memory_format=torch.channels_last)
+        load_model(name, classes=10, image_shape=(3, 32, 32))
+        .to(fabric.device)
+        .to(memory_format=torch.channels_last)
         for _ in range(2)
     ]
     times: list[list[float]] = [[], []]
@@ -105,7 +110,9 @@ def measure(name: str, precision: str, fabric: Fabric, steps: int, rounds: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -121,7 +128,9 @@ def main() -> None:
     for column in ("case", "ours images/s", "bare images/s", "ratio"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for row in rows:
-        table.add_row(row["case"], f"{row['ours_value']:,.0f}", f"{row['against_value']:,.0f}", f"{row['ratio']:.3f}")
+        table.add_row(
+            row["case"], f"{row['ours_value']:,.0f}", f"{row['against_value']:,.0f}", f"{row['ratio']:.3f}"
+        )
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     if given.json:
         report = {
@@ -137,7 +146,9 @@ def cpu_name() -> str:
     """The processor as the system calls it, or its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine()
+    )
 
 
 if __name__ == "__main__":

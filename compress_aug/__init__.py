@@ -58,7 +58,7 @@ _PUBLIC = {
     "write": "compress_aug.deploy",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from compress_aug import measure as measure

@@ -67,7 +67,7 @@ def read_log(path: Path) -> list[LogEntry]:
 
 def _about(path: Path) -> dict[str, str]:
     try:
-        with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as opened:
             about = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path} is not a checkpoint: {error}.") from None
@@ -106,7 +106,7 @@ def rebuild(base: nn.Module, path: Path, replay: Mapping[str, Replay] | None = N
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     device = device_of(model)
-    with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as opened:
         weights = {name: opened.get_tensor(name).to(device) for name in opened.keys()}  # noqa: SIM118
     try:
         model.load_state_dict(weights, strict=True)

@@ -25,12 +25,15 @@ app = typer.Typer(
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (see `list`).")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY=VALUE, such as stages.0.train.epochs=2; repeat for more.")
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE, such as stages.0.train.epochs=2; repeat for more."),
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="A name, torchvision:NAME, timm:NAME, or package.module:function.")
 ]
-DataOption = Annotated[str | None, typer.Option(help="A name, a folder of images, or package.module:function.")]
+DataOption = Annotated[
+    str | None, typer.Option(help="A name, a folder of images, or package.module:function.")
+]
 TargetOption = Annotated[str | None, typer.Option(help="The device: a name (see `list`) or a YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="Where training runs: auto, cpu, cuda, cuda:N.")]
 SeedOption = Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")]
@@ -90,7 +93,9 @@ def run(
     target: TargetOption = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out (or runs/NAME).")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out (or runs/NAME).")
+    ] = False,
     start_from: FromOption = None,
     device: DeviceOption = "auto",
     devices: Annotated[int, typer.Option(min=1, help="How many of them, one process each.")] = 1,
@@ -125,7 +130,9 @@ def _show(console: Console, folder: Path, report_table: Any, write_page: Any) ->
     from compress_aug.report import read_report
 
     console.print(report_table(read_report(folder)))
-    console.print(f"Everything lies in {folder}; as a page: {write_page(folder)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Everything lies in {folder}; as a page: {write_page(folder)}", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -254,7 +261,9 @@ def bench(
     file: Annotated[Path, typer.Argument(help="An ONNX file.")],
     against: Annotated[Path | None, typer.Option(help="Another file, timed in turns with it.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs; the median and the 95th percentile count.")] = 200,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Timed runs; the median and the 95th percentile count.")
+    ] = 200,
 ) -> None:
     """Time an ONNX file in a fresh process, one image at a time."""
     for path in (file, against):

@@ -65,7 +65,9 @@ def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 @torch.no_grad()
-def correct(model: nn.Module, batches: Iterable[Batch], normalise: Callable[[Tensor], Tensor]) -> tuple[int, int]:
+def correct(
+    model: nn.Module, batches: Iterable[Batch], normalise: Callable[[Tensor], Tensor]
+) -> tuple[int, int]:
     """How many images of the batches the model names right, and how many there are.
 
     normalise: uint8 images (N, C, H, W) -> float inputs of the model.

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # A terminal cannot be read faster, and each look at the loss makes a GPU wait.
 _REFRESH_SECONDS = 0.2
@@ -41,6 +41,22 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
         yield lambda: seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def counting(console: Console | None, title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that tells (done, total) now and then; without a terminal nothing is shown.
+
+    >>> with counting(None, "reading") as counted:
+    ...     counted(3, 10)
+    """
+    shown = console if console is not None and console.is_terminal else Console(quiet=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(compact=True), console=shown, transient=True, disable=shown.quiet
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class EpochProgress:

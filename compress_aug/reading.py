@@ -49,9 +49,7 @@ class Document:
         while known and known not in self.lines:
             known = known[:-1]
         line = self.lines.get(known)
-        return ", ".join(
-            part for part in (self.name, f"line {line}" if line else "", dotted(key)) if part
-        )
+        return ", ".join(part for part in (self.name, f"line {line}" if line else "", dotted(key)) if part)
 
 
 def read_yaml(path: Path) -> Document:
@@ -108,7 +106,9 @@ class _Plain:
             raise RecipeError(f"{self._document.name}, line {line}: too many or too deeply nested values.")
         if node.tag not in _PLAIN:
             shown = str(node.tag).replace("tag:yaml.org,2002:", "!!")
-            raise RecipeError(f"{self._document.where(key)}: the tag {shown} is not allowed, only plain values are.")
+            raise RecipeError(
+                f"{self._document.where(key)}: the tag {shown} is not allowed, only plain values are."
+            )
         if isinstance(node, MappingNode):
             return dict(self._pairs(node, key))
         if isinstance(node, SequenceNode):
@@ -137,7 +137,7 @@ def _scalar(value: Any, node: ScalarNode) -> Any:
     # The round-trip constructor gives subclasses that remember how a number was written; plain ones are wanted.
     if value is None or isinstance(value, bool):
         return value
-    if node.tag.endswith(":bool"):
+    if str(node.tag).endswith(":bool"):
         return bool(value)
     for kind in (int, float, str):
         if isinstance(value, kind):
@@ -176,16 +176,12 @@ def _sentence(detail: ErrorDetails, key: Key, model: type[BaseModel]) -> str:
         return f'the key "{key[-1]}" is missing'
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
-    expected = _EXPECTED.get(kind)
+    expected = _EXPECTED[kind].format_map(context) if kind in _EXPECTED else None
     if expected is None and kind == "union_tag_invalid":
         expected = "a number, or a schedule such as {start: 14, end: 4}"
     if expected is None:
         message = detail["msg"].removeprefix("Input should be ")
         expected = message[:1].lower() + message[1:]
-    try:
-        expected = expected.format(**context)
-    except (KeyError, IndexError):
-        pass
     options = context.get("expected", "") if kind == "literal_error" else ""
     hint = ""
     if options and isinstance(given, str):

@@ -34,7 +34,8 @@ class Ramp(_Form):
     start: float = Field(description="the value at the beginning")
     end: float = Field(description="the value at the end")
     shape: Literal["linear", "cosine", "cubic", "step"] = Field(
-        "linear", description="cubic falls fast first (as in gradual pruning, arXiv 1710.01878); step is a stair"
+        "linear",
+        description="cubic falls fast first (as in gradual pruning, arXiv 1710.01878); step is a stair",
     )
     steps: int = Field(4, ge=2, description="how many levels the stair has (shape: step only)")
 

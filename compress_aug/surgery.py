@@ -78,7 +78,7 @@ def make_permanent(model: nn.Module) -> nn.Module:
     The zeros no longer hold through training; for export and for tools that know no masks.
     """
     for module in masked_layers(model).values():
-        prune.remove(module, "weight")
+        prune.remove(module, "weight")  # type: ignore[no-untyped-call, unused-ignore]
     return model
 
 

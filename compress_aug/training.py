@@ -58,7 +58,9 @@ class CrossEntropy:
         """{"cross_entropy": mean over the batch}, in float32 whatever the logits are."""
         smoothing = self._label_smoothing
         return {
-            "cross_entropy": functional.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)
+            "cross_entropy": functional.cross_entropy(
+                logits.float(), batch.targets, label_smoothing=smoothing
+            )
         }
 
 
@@ -279,7 +281,7 @@ class Training:
         if hasattr(self.objective, "backward"):
             self.objective.backward(losses, self)
         else:
-            self.fabric.backward(sum(losses.values()))
+            self.fabric.backward(torch.stack(list(losses.values())).sum())
         if self.settings.clip_norm is not None:
             self.fabric.clip_gradients(self._wrapped, self.optimizer, max_norm=self.settings.clip_norm)
         self.optimizer.step()
@@ -295,7 +297,11 @@ class Training:
         self.history.append(row)
         self._step = 0
         score = row["validation_accuracy"]
-        if self.settings.weights == "best" and score is not None and (not self._best or score > self._best[0]):
+        if (
+            self.settings.weights == "best"
+            and score is not None
+            and (not self._best or score > self._best[0])
+        ):
             weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
             self._best = (score, weights)
 
@@ -306,7 +312,9 @@ class Training:
         rank, world = self.fabric.global_rank, self.fabric.world_size
         batches = self.data.validation.batches(1000, rank=rank, world=world)
         right, total = measure.correct(self.model, batches, self.data.normalise)
-        both = self.fabric.all_reduce(torch.tensor([right, total], device=self.fabric.device), reduce_op="sum")
+        both = self.fabric.all_reduce(
+            torch.tensor([right, total], device=self.fabric.device), reduce_op="sum"
+        )
         assert isinstance(both, Tensor)
         return int(both[0]) / int(both[1])
 
@@ -418,9 +426,7 @@ def fit(
         def pause(training: Training) -> bool:
             if progress:
                 progress.step(training)
-            return interrupted() or (
-                checkpoint is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS
-            )
+            return interrupted() or (checkpoint is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS)
 
         while training.epochs_done < training.settings.epochs:
             whole = training.epoch(pause)

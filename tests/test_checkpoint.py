@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from toys import TinyResidual, tiny_net
 from torch import nn
+from toys import TinyResidual, tiny_net
 
 from compress_aug import checkpoint, measure
 from compress_aug.channels import cut_channels

@@ -83,13 +83,17 @@ def test_the_whole_way_on_a_model_of_ones_own(call, workplace):
     code, out, err = call("run", "small.yaml", "--out", "runs/a")
     assert code == 2 and "is not empty" in err
 
-    code, out, err = call("run", "small.yaml", "--out", "runs/a", "--resume", "--set", "stages.2.prune.sparsity=0.6")
+    code, out, err = call(
+        "run", "small.yaml", "--out", "runs/a", "--resume", "--set", "stages.2.prune.sparsity=0.6"
+    )
     assert code == 2 and "stages.2.prune.sparsity is 0.5 there and 0.6 here" in err
 
     code, out, err = call("report", "runs/a")
     assert code == 0 and "report.html" in out
 
-    code, out, err = call("bench", "runs/a/model.onnx", "--against", "runs/a/model.float.onnx", "--repeats", "5")
+    code, out, err = call(
+        "bench", "runs/a/model.onnx", "--against", "runs/a/model.float.onnx", "--repeats", "5"
+    )
     assert code == 0 and "as fast as" in out
 
     code, out, err = call("export", "runs/a", "--target", "raspberry_pi_4", "--file", "pi.onnx")
@@ -120,7 +124,11 @@ def mistake(text, **replacements):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("magnitude: 5", "magnitud: 5", 'line 6, stages.0.train.augment.magnitud: unknown key "magnitud": did you mean "magnitude"?'),
+        (
+            "magnitude: 5",
+            "magnitud: 5",
+            'line 6, stages.0.train.augment.magnitud: unknown key "magnitud": did you mean "magnitude"?',
+        ),
         ("epochs: 1", "epochs: one", 'expected a whole number, found "one"'),
         ("magnitude: 5", "magnitude: 31", "expected a magnitude in 0..30 (or none), found 31"),
         ("sparsity: 0.5", "sparsity: 1.0", "expected a number below 1"),
@@ -146,7 +154,7 @@ def test_each_mistake_is_one_sentence_and_exit_2(call, workplace, old, new, told
     assert old in SMALL
     (workplace / "small.yaml").write_text(SMALL.replace(old, new))
     folders(workplace)
-    code, out, err = call("run", "small.yaml", "--out", "runs/x", "--device", "cpu")
+    code, _out, err = call("run", "small.yaml", "--out", "runs/x", "--device", "cpu")
     assert code == 2, err
     assert told in " ".join(err.split()), err
     assert "Traceback" not in err and err.startswith("error: ")
@@ -183,7 +191,7 @@ def folders(place):
     ],
 )
 def test_wrong_arguments(call, arguments, told):
-    code, out, err = call(*arguments)
+    code, _out, err = call(*arguments)
     assert code == 2 and told in " ".join(err.split()), err
     assert "Traceback" not in err
     assert list(Path().iterdir()) == []

@@ -1,5 +1,6 @@
 """Every example in the README, in docs/ and in a docstring runs; the README's house map is the house."""
 
+import ast
 import doctest
 import importlib
 import re
@@ -77,7 +78,7 @@ def test_yaml_on_the_page_is_a_recipe_or_a_part_of_one(page, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     for line, code in blocks(page, "yaml"):
         head = "" if code.lstrip("# ").startswith("version") or "\nversion:" in code else "version: 1\n"
-        body = code if "stages:" in code else "stages:\n" + code
+        body = code if re.search(r"^stages:", code, re.MULTILINE) else "stages:\n" + code
         file = tmp_path / f"line-{line}.yaml"
         file.write_text(head + body)
         assert load_recipe(file).stages
@@ -92,21 +93,54 @@ def test_every_relative_link_leads_somewhere():
     assert broken == []
 
 
-def test_the_house_map_names_every_file_with_the_words_it_says_of_itself():
-    """One caption a file, the same as the first line of its docstring (for a folder: of its __init__)."""
-    text = (ROOT / "README.md").read_text()
-    captions = dict(re.findall(r"^[│├└─ ]*([\w./]+)\s{2,}(.+)$", text, re.MULTILINE))
-    wrong = []
-    for entry in sorted(PACKAGE.iterdir()):
-        if entry.name.startswith("__") or not (entry.suffix == ".py" or (entry / "__init__.py").exists()):
+OUTSIDE = """\
+├── recipes/                     recipes that ship: quickstart.yaml and everyday ones
+├── export/                      what leaves for the device, without torch: bench.py, classify.py, targets/*.yaml
+├── benchmarks/                  side-by-side measurements against other loops and tools, one command each
+├── docs/                        what each stage does; the five depths of the Python API
+└── tests/                       test_<module>.py, toys.py; one file a module
+"""
+
+
+def house_map():
+    """The tree of the README: every file of the package with the first line of its docstring, and its floor."""
+    from test_floors import FLOORS
+
+    rooms = sorted(
+        (path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()),
+        key=lambda path: (FLOORS.get(path.stem, -1), path.stem),
+    )
+    lines = ["compress_aug/                    (repository)", "├── compress_aug/"]
+    for room in rooms:
+        if room.name == "__init__.py":
+            lines.append(_entry("│   ├── __init__.py", "the public names, loaded when first asked for"))
             continue
-        name = f"{entry.name}/" if entry.is_dir() else entry.name
-        source = entry / "__init__.py" if entry.is_dir() else entry
-        module = importlib.import_module(f"compress_aug.{entry.stem}")
-        said = (module.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        if captions.get(name, "").rstrip(".") != said:
-            wrong.append(f"{source.relative_to(ROOT)} says {said!r}, the map says {captions.get(name)!r}")
-    assert wrong == []
+        floor = f"  [{FLOORS[room.stem]}]"
+        if room.is_file():
+            lines.append(_entry(f"│   ├── {room.name}", _caption(room) + floor))
+            continue
+        lines.append(_entry(f"│   ├── {room.name}/", _caption(room / "__init__.py") + floor))
+        files = [file for file in sorted(room.glob("*.py")) if file.name != "__init__.py"]
+        for file in files:
+            branch = "└" if file is files[-1] else "├"
+            lines.append(_entry(f"│   │   {branch}── {file.name}", _caption(file)))
+    lines[-1] = lines[-1].replace("├", "└")
+    return "\n".join(lines) + "\n" + OUTSIDE
+
+
+def _entry(name, caption):
+    return f"{name:<32} {caption}"
+
+
+def _caption(file):
+    said = ast.get_docstring(ast.parse(file.read_text())) or ""
+    return said.split("\n")[0].rstrip(".")
+
+
+def test_the_house_map_is_the_house():
+    """Every file, with the words that it says of itself. To mend: print(house_map()) and paste it."""
+    text = (ROOT / "README.md").read_text()
+    assert house_map() in text
 
 
 def test_public_names_are_sorted_and_there():

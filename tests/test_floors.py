@@ -38,7 +38,17 @@ FLOORS = {
 }
 
 # These say what a recipe means; a user's typo must not wait for torch.
-NO_TORCH_AT_IMPORT = ("errors", "schedule", "folders", "reading", "calls", "targets", "stages", "recipe", "cli")
+NO_TORCH_AT_IMPORT = (
+    "errors",
+    "schedule",
+    "folders",
+    "reading",
+    "calls",
+    "targets",
+    "stages",
+    "recipe",
+    "cli",
+)
 
 
 def _modules():
@@ -102,6 +112,8 @@ def test_the_vocabulary_imports_no_torch():
 
 def test_every_file_says_what_it_is():
     missing = [
-        str(path.relative_to(PACKAGE)) for _, path in _modules() if not ast.get_docstring(ast.parse(path.read_text()))
+        str(path.relative_to(PACKAGE))
+        for _, path in _modules()
+        if not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert missing == []

@@ -37,7 +37,9 @@ def test_counting_changes_nothing():
     model = net().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     measure.macs(model, (3, 6, 6))
-    batch = Batch(torch.zeros(4, 3, 6, 6, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    batch = Batch(
+        torch.zeros(4, 3, 6, 6, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), torch.arange(4)
+    )
     measure.accuracy(model, [batch], lambda images: images.float())
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -28,7 +28,10 @@ def test_every_key_has_its_line():
     [
         ("a:\n\tb: 1\n", "line 2: a tab indents this line"),
         ("a: 1\nb: 2\na: 3\n", 'line 3: the key "a" stands here a second time (first in line 1)'),
-        ("a: !!python/object/apply:os.system ['true']\n", "the tag !!python/object/apply:os.system is not allowed"),
+        (
+            "a: !!python/object/apply:os.system ['true']\n",
+            "the tag !!python/object/apply:os.system is not allowed",
+        ),
         ("a: !secret x\n", "the tag !secret is not allowed"),
         ("a: [1, 2\n", "this is not YAML"),
         ("a: &x [*x]\n", "too many or too deeply nested"),

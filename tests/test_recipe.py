@@ -121,7 +121,9 @@ def test_nested_repeats_see_outer_columns_and_text_is_filled(read):
 
 
 def test_overrides(read):
-    recipe = read("- train: {epochs: 5}\n", "stages.0.train.epochs=2", "stages.0.train.augment={magnitude: 9}", "seed=7")
+    recipe = read(
+        "- train: {epochs: 5}\n", "stages.0.train.epochs=2", "stages.0.train.augment={magnitude: 9}", "seed=7"
+    )
     assert recipe.stages[0].epochs == 2
     assert recipe.stages[0].augment.magnitude == 9.0
     assert recipe.seed == 7
@@ -154,7 +156,9 @@ def test_plan(read):
         - quantize: {weights: 4, activations: 8}
         """
     ).plan()
-    assert rows[0]["epochs"] == "2" and rows[0]["magnitude"] == "14" and rows[0]["objective"] == "cross entropy"
+    assert (
+        rows[0]["epochs"] == "2" and rows[0]["magnitude"] == "14" and rows[0]["objective"] == "cross entropy"
+    )
     assert rows[1]["sparsity"] == "40 %" and rows[1]["bits"] == "float"
     assert rows[2]["bits"] == "w4 a8" and rows[2]["sparsity"] == "40 %"
 
@@ -169,12 +173,24 @@ def test_plan(read):
         ("- train: {epochs: 0}", "expected a number of at least 1, found 0"),
         ("- train: {epochs: 1, lr: fast}", 'expected a number, found "fast"'),
         ("- train: {epochs: 1, optimizer: sdg}", 'did you mean "sgd"?'),
-        ("- train: {epochs: 1, augment: {magnitude: 31}}", "expected a magnitude in 0..30 (or none), found 31"),
+        (
+            "- train: {epochs: 1, augment: {magnitude: 31}}",
+            "expected a magnitude in 0..30 (or none), found 31",
+        ),
         ("- train: {epochs: 1, augment: {magnitude: {start: 35, end: 2}}}", "in 0..30 (or none), found 35"),
-        ("- train: {epochs: 1, augment: {magnitude: {strt: 5, end: 2}}}", 'unknown key "strt": did you mean "start"?'),
-        ("- train: {epochs: 1, augment: {magnitude: 2.5}}", "expected a whole number for a constant magnitude"),
+        (
+            "- train: {epochs: 1, augment: {magnitude: {strt: 5, end: 2}}}",
+            'unknown key "strt": did you mean "start"?',
+        ),
+        (
+            "- train: {epochs: 1, augment: {magnitude: 2.5}}",
+            "expected a whole number for a constant magnitude",
+        ),
         ("- prune: {sparsity: 1.0}", "expected a number below 1"),
-        ("- prune: {sparsity: 0.4}\n- prune: {sparsity: 0.2}", "0.2 is lower than the 0.4 of an earlier stage"),
+        (
+            "- prune: {sparsity: 0.4}\n- prune: {sparsity: 0.2}",
+            "0.2 is lower than the 0.4 of an earlier stage",
+        ),
         ("- drop", "drop: nothing is attached"),
         ("- attach\n- export", "additional layers are still attached"),
         ("- train: {epochs: 1, distill: {teacher: teacher}}", 'no model was kept under the name "teacher"'),
@@ -186,7 +202,10 @@ def test_plan(read):
         ("- quantize: {weights: float, activations: float}", "nothing would be quantized"),
         ("- quantize\n- quantize", "quantized already"),
         ("- quantize\n- prune_channels: {until: {macs: 0.5}}", "must come before quantize"),
-        ("- prune_channels: {until: {macs: 0.5, ratio: 0.2}}", "expected exactly one of ratio, parameters, macs"),
+        (
+            "- prune_channels: {until: {macs: 0.5, ratio: 0.2}}",
+            "expected exactly one of ratio, parameters, macs",
+        ),
         ("- export: {file: ../model.onnx}", "within the run's folder"),
         ("- export: {file: /tmp/model.onnx}", "within the run's folder"),
         ("- export: {file: model.txt}", "ends in .onnx"),
@@ -195,7 +214,10 @@ def test_plan(read):
         ('- "no_such_module:Stage": {}', 'no module "no_such_module"'),
         ('- "json:loads": {}', "is not a class derived from compress_aug.Stage"),
         ("- repeat: {rounds: 2, stages: [{prune: {sparsity: $s}}]}", "$s has no value"),
-        ("- repeat: {rounds: [{s: 0.1, t: 2}], stages: [{prune: {sparsity: $s}}]}", "no stage of this repeat uses $t"),
+        (
+            "- repeat: {rounds: [{s: 0.1, t: 2}], stages: [{prune: {sparsity: $s}}]}",
+            "no stage of this repeat uses $t",
+        ),
         ("- repeat: {rounds: 0, stages: [drop]}", "expected a list of rows or a number in 1..1000, found 0"),
         ("- train: {epochs: 1}\n  prune: {sparsity: 0.2}", "expected one stage"),
     ],
@@ -225,7 +247,9 @@ def test_all_mistakes_are_told_at_once_with_their_lines(read):
 
 def test_a_mistake_in_defaults_points_there(read):
     (problem,) = problems_of(
-        read, "- train: {epochs: 1}\n- train: {epochs: 2}\n", head=HEAD + "defaults:\n  train:\n    lr: fast\n"
+        read,
+        "- train: {epochs: 1}\n- train: {epochs: 2}\n",
+        head=HEAD + "defaults:\n  train:\n    lr: fast\n",
     )
     assert "line 6, defaults.train.lr" in problem
 
@@ -273,6 +297,10 @@ def test_recipes_in_code_are_checked_too():
 
 def test_schema_knows_every_word_and_key():
     schema = recipe_schema()
-    words = {next(iter(item["properties"])) for item in schema["$defs"]["stages"]["items"]["anyOf"] if item.get("required")}
+    words = {
+        next(iter(item["properties"]))
+        for item in schema["$defs"]["stages"]["items"]["anyOf"]
+        if item.get("required")
+    }
     assert {"train", "prune", "attach", "keep", "quantize", "export", "repeat"} <= words
     assert set(schema["$defs"]["Train"]["properties"]) == set(Train.model_fields)

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from rich.console import Console
-from toys import TinyResidual, tiny_data, tiny_net
 from torch import nn
+from toys import TinyResidual, tiny_data, tiny_net
 
 import compress_aug
 from compress_aug import (
@@ -81,7 +81,17 @@ def test_the_report_keeps_its_contract(full):
     assert set(report["original"]["latency_ms"]) == {"p50", "p95"}
     words = [row["word"] for row in report["stages"]]
     assert words == [stage.word for stage in FULL]
-    keys = {"index", "word", "seconds", "accuracy", "loss", "sparsity", "parameters", "nonzero_parameters", "macs"}
+    keys = {
+        "index",
+        "word",
+        "seconds",
+        "accuracy",
+        "loss",
+        "sparsity",
+        "parameters",
+        "nonzero_parameters",
+        "macs",
+    }
     assert all(keys | {"magnitude"} <= set(row) for row in report["stages"])
     assert report["stages"][1]["magnitude"] == [9, 9]
     assert report["stages"][5]["magnitude"] == [4, 1]
@@ -208,7 +218,7 @@ def test_ctrl_c_says_how_to_go_on_and_resumes(full, tmp_path):
             raise KeyboardInterrupt
 
     stages = FULL[:5]
-    with pytest.raises(Interrupted, match="go on with --resume"):
+    with pytest.raises(Interrupted, match=r"go on with --resume"):
         run([*stages, Press()], out)
     with pytest.raises(Interrupted, match=r"stage 5 \(press\)"):
         run([*stages, Press()], out, resume=True)
@@ -228,14 +238,18 @@ run(FULL, {out!r}, resume={resume})
 def in_a_process(out, resume=False, **keys):
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     code = SCRIPT.format(paths=paths, out=str(out), resume=resume)
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True, **keys)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True, **keys
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("marker", ["01-train/training.pt", "03-keep", "07-train", "08-quantize", "model.unproven.onnx"])
+@pytest.mark.parametrize(
+    "marker", ["01-train/training.pt", "03-keep", "07-train", "08-quantize", "model.unproven.onnx"]
+)
 def test_killed_at_a_moment_it_resumes_to_the_same_run(full, tmp_path, marker):
     """kill -9 as soon as a certain file shows up; whatever half-written thing lies there must not hurt."""
-    from test_running import in_a_process  # noqa: PLW0406
+    from test_running import in_a_process
 
     out = tmp_path / "run"
     process = in_a_process(out)
@@ -304,7 +318,7 @@ def test_from_a_run_a_new_recipe_goes_on(full, tmp_path):
     loaded = compress_aug.load(tmp_path / "next", model=tiny_net())
     x = torch.randn(4, 3, 8, 8)
     assert torch.equal(loaded(x), result.model(x))
-    with pytest.raises(RecipeError, match="lower than the 0.4"):
+    with pytest.raises(RecipeError, match=r"lower than the 0\.4"):
         run([Prune(sparsity=0.2)], tmp_path / "third", start_from=full.folder)
     with pytest.raises(RunFolderError, match="holds no run"):
         run(stages, tmp_path / "fourth", start_from=tmp_path / "nothing")
@@ -312,10 +326,16 @@ def test_from_a_run_a_new_recipe_goes_on(full, tmp_path):
 
 
 def test_a_missed_budget_comes_after_everything_is_written(tmp_path):
-    stages = [train(), Export(budget={"size_mb": 0.001, "accuracy": 1.0, "latency_ms": 1e-6}), Prune(sparsity=0.2)]
+    stages = [
+        train(),
+        Export(budget={"size_mb": 0.001, "accuracy": 1.0, "latency_ms": 1e-6}),
+        Prune(sparsity=0.2),
+    ]
     with pytest.raises(BudgetMissed) as caught:
         run(stages, tmp_path / "run")
-    assert len(caught.value.misses) >= 2 and "size_mb" in str(caught.value) and "latency_ms" in str(caught.value)
+    assert (
+        len(caught.value.misses) >= 2 and "size_mb" in str(caught.value) and "latency_ms" in str(caught.value)
+    )
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["finished"] and len(report["stages"]) == 3
     assert report["exports"][0]["misses"] == caught.value.misses
@@ -446,8 +466,8 @@ def test_a_target_whose_products_saturate_gets_seven_bits(tmp_path):
 
 def test_nothing_outside_the_folder_is_touched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = {path for path in Path(os.environ.get("HOME", "/root")).glob(".compress*")}
+    before = set(Path(os.environ.get("HOME", "/root")).glob(".compress*"))
     run([train(), Quantize(calibrate=32), Export(file="deep/model.onnx")], tmp_path / "run")
     assert (tmp_path / "run" / "deep" / "model.onnx").is_file()
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
-    assert {path for path in Path(os.environ.get("HOME", "/root")).glob(".compress*")} == before
+    assert set(Path(os.environ.get("HOME", "/root")).glob(".compress*")) == before

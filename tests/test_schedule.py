@@ -85,7 +85,11 @@ def test_over_rounds_ends_at_the_end():
 
 
 def test_extremes_hold_every_value():
-    for given in (Ramp(start=3, end=9), Halving(start=0.4, halve_every=0.1), Points(by="bits", points={2: 5, 4: 1})):
+    for given in (
+        Ramp(start=3, end=9),
+        Halving(start=0.4, halve_every=0.1),
+        Points(by="bits", points={2: 5, 4: 1}),
+    ):
         low, high = schedule.extremes(given)
         for step in range(11):
             assert low <= value(given, step / 10, lambda fact: 3.0) <= high

@@ -81,7 +81,7 @@ def test_a_wrong_base_is_refused_by_name_and_shape():
     check_shapes(model, {"0": [4, 3, 3, 3]}, "mask")
     with pytest.raises(ModelError, match=r'Layer "0" has a weight of shape \[4, 3, 3, 3\]'):
         check_shapes(model, {"0": [8, 3, 3, 3]}, "mask")
-    with pytest.raises(ModelError, match='no such layer'):
+    with pytest.raises(ModelError, match="no such layer"):
         check_shapes(model, {"stem": [4, 3, 3, 3]}, "mask")
 
 

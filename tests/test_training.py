@@ -84,7 +84,12 @@ def test_equals_a_bare_loop(data):
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data):
     first, second = augmented(data), augmented(data)
     other = Training(
-        tiny(), data, settings=FLOAT, seed=4, augment=RandAugment(crop_padding=2), magnitude=lambda p: 9,
+        tiny(),
+        data,
+        settings=FLOAT,
+        seed=4,
+        augment=RandAugment(crop_padding=2),
+        magnitude=lambda p: 9,
         fabric=Fabric(accelerator="cpu", devices=1),
     )
     for training in (first, second, other):
@@ -236,11 +241,22 @@ def test_a_teacher_is_left_as_it_was(data):
 
 def test_clipping_bounds_the_step(data):
     start = tiny()
-    settings = replace(FLOAT, epochs=1, lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=1e-3,
-                       lr_schedule="constant", batch_size=144)
+    settings = replace(
+        FLOAT,
+        epochs=1,
+        lr=1.0,
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=0.0,
+        clip_norm=1e-3,
+        lr_schedule="constant",
+        batch_size=144,
+    )
     model = copy.deepcopy(start)
     fit(training_of(data, settings, model=model))
-    moved = torch.cat([(a - b).detach().flatten() for a, b in zip(start.parameters(), model.parameters(), strict=True)])
+    moved = torch.cat(
+        [(a - b).detach().flatten() for a, b in zip(start.parameters(), model.parameters(), strict=True)]
+    )
     assert moved.norm() == pytest.approx(1e-3, rel=1e-3)
 
 

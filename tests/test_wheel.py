@@ -39,7 +39,8 @@ def test_the_wheel_holds_the_package_and_its_folders_alone(built):
 
 def test_the_sdist_holds_what_a_wheel_and_its_tests_need(built):
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert tracked("compress_aug", "recipes", "export", "tests") <= names
     assert {"pyproject.toml", "README.md", "constraints.txt"} <= names
 
@@ -50,12 +51,18 @@ def test_from_a_wheel_the_folders_are_found(built, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import compress_aug, sys; from compress_aug.folders import shipped; from compress_aug.recipe import recipe_names;"
+        "import compress_aug; from compress_aug.folders import shipped\n"
+        "from compress_aug.recipe import recipe_names\n"
         "print(compress_aug.__file__, shipped('export') / 'bench.py', len(recipe_names()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     module, bench, recipes = done.stdout.split()
     assert module.startswith(str(tmp_path / "site")) and bench.startswith(str(tmp_path / "site"))

@@ -21,6 +21,9 @@ from compress_aug.surgery import copy_model
 # The newest operator set that the exporter below knows how to write.
 _LAST_OPSET = 20
 
+# How the exporter's printed graphs begin.
+_GRAPH_DUMP = "Torch IR graph at exception"
+
 
 def export_graph(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelProto, int, str]:
     """Trace the model into an ONNX graph with input `input`, output `logits` and any number of images.
@@ -174,18 +177,28 @@ def _sentence(failure: Exception, operator: str, layer: str) -> str:
 def _captured_stdout() -> Iterator[Callable[[], str]]:
     """Keep what is written to standard output while the block runs, and give it as text afterwards.
 
-    The exporter's compiled part prints whole graphs there when it fails, past Python's `sys.stdout`.
+    The exporter's compiled part prints whole graphs there when it fails, past Python's `sys.stdout`. Anything
+    else, such as a model that prints, appears once the block has ended.
     """
     printed: list[str] = []
     with tempfile.TemporaryFile() as kept:
-        sys.stdout.flush()
+        _flush()
         before = os.dup(1)
         os.dup2(kept.fileno(), 1)
         try:
             yield lambda: printed[0]
         finally:
-            sys.stdout.flush()
+            _flush()
             os.dup2(before, 1)
             os.close(before)
             kept.seek(0)
-            printed.append(kept.read().decode(errors="replace"))
+            written = kept.read()
+            printed.append(written.decode(errors="replace"))
+            if _GRAPH_DUMP not in printed[0]:
+                os.write(1, written)
+
+
+def _flush() -> None:
+    # There is none in a program without a console.
+    if sys.stdout is not None:
+        sys.stdout.flush()

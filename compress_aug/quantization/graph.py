@@ -1,6 +1,7 @@
 """A model as a torch.fx graph: one for both modes, without in-place writes, names of containers kept."""
 
 import copy
+import inspect
 import operator
 from itertools import zip_longest
 from typing import Any
@@ -60,13 +61,19 @@ def computes_plainly(layer: nn.Module) -> bool:
 def traced(model: nn.Module) -> QuantizedModel:
     """The model as a graph of its layers and operations, in the order of execution.
 
-    The graph holds for training and evaluation alike. Layers are shared with `model`, containers are not.
+    The graph holds for training and evaluation alike. Layers are shared with `model` (which loses its
+    forward hooks), containers are not.
     In-place operations become their out-of-place forms, which later readers of the same value then read.
 
     Raises QuantizeError, naming the module, if torch.fx cannot follow its `forward`, or if it takes
     another way in training than in evaluation.
     """
+    if isinstance(model, QUANTIZABLE):
+        raise QuantizeError(f"{type(model).__name__} is a layer and no model: give nn.Sequential(layer).")
     was_training, known = model.training, set(model.__dict__)
+    for module in model.modules():
+        # A hook would be traced like a part of the model, and see symbols where it expects values.
+        module._forward_hooks.clear()
     try:
         evaluation = _trace(model.eval())
         # Constants made inside a forward are hung on the model; the second trace must find none.
@@ -93,7 +100,7 @@ _REFERRING = ("call_module", "get_attr")
 def _trace(model: nn.Module) -> fx.Graph:
     tracer = _Tracer()
     try:
-        return tracer.trace(model)
+        graph = tracer.trace(model, concrete_args=_defaults(model))
     except Exception as reason:
         # Any error that the model's own code raises on a symbolic value ends here.
         where = f'module "{tracer.open[-1]}"' if tracer.open else "its own forward"
@@ -102,6 +109,27 @@ def _trace(model: nn.Module) -> fx.Graph:
             f"{str(reason).splitlines()[0] if str(reason) else type(reason).__name__}. "
             "What it can follow has no branches on values or shapes of tensors."
         ) from reason
+    _drop_arguments(graph)
+    return graph
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """What `forward` assumes for whatever it takes beside the images."""
+    arguments = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {
+        argument.name: argument.default for argument in arguments if argument.default is not argument.empty
+    }
+
+
+def _drop_arguments(graph: fx.Graph) -> None:
+    # torch.fx keeps the arguments that were given their defaults, and checks them at every call.
+    dropped = {node for node in list(graph.nodes)[1:] if node.op == "placeholder"}
+    for node in graph.nodes:
+        if node.all_input_nodes and dropped.issuperset(node.all_input_nodes):
+            dropped.add(node)
+    for node in reversed(graph.nodes):
+        if node in dropped:
+            graph.erase_node(node)
 
 
 def _root_of(node: fx.Node, model: nn.Module) -> Any:

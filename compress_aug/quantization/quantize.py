@@ -53,10 +53,11 @@ def quantize(
     calibration:    float input batches (N, C, H, W), normalised as in training, from which the scales start
 
     Returns a new model, in the mode of the old one, that can be used as it is (quantization after training)
-    or trained on. The old one must not be used any more. Float weights and masks of `torch.nn.utils.prune`
-    live on, so that masked weights stay zero as integers; batch norms are folded into the layer before
-    them, those that cannot be stay float. Layers keep their names. A container is flattened, but hooks on
-    its name still see its output.
+    or trained on, best with a small learning rate: there are no batch norms left that would bear a large
+    one. The old model must not be used any more. Float weights and masks of `torch.nn.utils.prune` live on,
+    so that masked weights stay zero as integers. Batch norms are folded into the layer before them; those
+    that cannot be stay float, as do layers other than Conv and Linear. Layers keep their names. Containers
+    are flattened, but a hook set on the name of one, or of a folded batch norm, sees its output.
 
     Raises QuantizeError for other numbers of bits, for a model that is quantized already or that torch.fx
     cannot trace, without calibration; the model is then as it was.
@@ -201,6 +202,5 @@ def _convert(prepared: _Prepared, ends: dict[str, float]) -> QuantizedModel:
         for name, bits in prepared.bits.items():
             model.set_submodule(name, layers.quantized_layer(model.get_submodule(name), bits))
         for name, wanted in prepared.quantizers.items():
-            made = layers.quantizer(wanted.bits, ends[name], wanted.is_unsigned)
-            model.set_submodule(name, made.to(device))
-    return model
+            model.set_submodule(name, layers.quantizer(wanted.bits, ends[name], wanted.is_unsigned))
+    return model.to(device)

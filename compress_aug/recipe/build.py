@@ -50,7 +50,9 @@ class Build:
         self._read_defaults(data.get("defaults", {}))
         stages = data.get("stages")
         if not isinstance(stages, list) or not stages:
-            self._problem(("stages",) if "stages" in data else (), "stages: expected a list of at least one stage")
+            self._problem(
+                ("stages",) if "stages" in data else (), "stages: expected a list of at least one stage"
+            )
         else:
             self._read_stages(stages, ("stages",), {}, "")
         return {
@@ -67,7 +69,9 @@ class Build:
         elif data["version"] != VERSION or isinstance(data["version"], bool):
             self._problem(("version",), f"expected version: {VERSION}, found {data['version']!r}")
 
-    def _typed(self, data: dict[Any, Any], key: str, kinds: tuple[type, ...], default: Any, expected: str) -> Any:
+    def _typed(
+        self, data: dict[Any, Any], key: str, kinds: tuple[type, ...], default: Any, expected: str
+    ) -> Any:
         given = data.get(key)
         if given is None:
             return default
@@ -88,7 +92,9 @@ class Build:
             return
         for word, given in defaults.items():
             if word not in STAGES:
-                self._problem(("defaults", word), f'unknown stage "{word}": {nearest(str(word), list(STAGES))}')
+                self._problem(
+                    ("defaults", word), f'unknown stage "{word}": {nearest(str(word), list(STAGES))}'
+                )
                 continue
             if not isinstance(given, dict):
                 self._problem(("defaults", word), f"expected keys and values, found {given!r}")
@@ -104,7 +110,9 @@ class Build:
             if isinstance(item, str):
                 item = {item: {}}
             if not isinstance(item, dict) or len(item) != 1:
-                self._problem(here, "expected one stage, such as `- train: {epochs: 5}`; is the indentation right?")
+                self._problem(
+                    here, "expected one stage, such as `- train: {epochs: 5}`; is the indentation right?"
+                )
                 continue
             ((word, arguments),) = item.items()
             if word == "repeat":
@@ -132,13 +140,17 @@ class Build:
         ramps = {name: value for name, value in given.items() if name not in ("rounds", "stages")}
         if isinstance(rounds, list):
             if ramps:
-                self._problem(key, f'a list of rounds holds its columns itself; "{next(iter(ramps))}" belongs there')
+                self._problem(
+                    key, f'a list of rounds holds its columns itself; "{next(iter(ramps))}" belongs there'
+                )
             bad = [n for n, row in enumerate(rounds) if not isinstance(row, dict)]
             for n in bad:
                 self._problem((*key, "rounds", n), "expected a row such as {sparsity: 0.2, magnitude: 12}")
             return [] if bad else rounds
         if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= 1000:
-            self._problem((*key, "rounds"), f"expected a list of rows or a number in 1..1000, found {rounds!r}")
+            self._problem(
+                (*key, "rounds"), f"expected a list of rows or a number in 1..1000, found {rounds!r}"
+            )
             return []
         columns = {name: self._column(value, rounds, (*key, name)) for name, value in ramps.items()}
         return [{name: values[n] for name, values in columns.items()} for n in range(rounds)]
@@ -176,7 +188,11 @@ class Build:
             for place, sentence in sentences(error, kind):
                 own = (*key, *place)
                 inherited = ("defaults", word, *place)
-                at = inherited if own not in self._document.lines and inherited in self._document.lines else own
+                at = (
+                    inherited
+                    if own not in self._document.lines and inherited in self._document.lines
+                    else own
+                )
                 self._problem(at, round_text + sentence)
 
     def _stage_class(self, word: Any, key: Key) -> type[Stage] | None:

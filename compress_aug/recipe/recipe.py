@@ -134,7 +134,9 @@ def find_recipe(source: str | Path) -> Path:
         return inside
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(f"There is no recipe file {path}.")
-    raise RecipeError(f'There is no recipe "{source}", shipped or as a file: {nearest(str(source), recipe_names())}')
+    raise RecipeError(
+        f'There is no recipe "{source}", shipped or as a file: {nearest(str(source), recipe_names())}'
+    )
 
 
 def recipe_names() -> list[str]:
@@ -173,11 +175,15 @@ def _override(document: Document, text: str) -> None:
         if isinstance(here, list):
             if not isinstance(part, int) or part >= len(here):
                 known = f"0..{len(here) - 1}" if here else "nothing"
-                raise RecipeError(f'--set {text}: "{dotted(parts[:done])}" is a list of {known}, found "{part}"')
+                raise RecipeError(
+                    f'--set {text}: "{dotted(parts[:done])}" is a list of {known}, found "{part}"'
+                )
         elif not isinstance(here, dict) or (not last and part not in here):
             words = [str(key) for key in here] if isinstance(here, dict) else []
             hint = nearest(str(part), words) if words else "it holds no keys"
-            raise RecipeError(f'--set {text}: there is no "{dotted(parts[: done + 1])}" in {document.name}: {hint}')
+            raise RecipeError(
+                f'--set {text}: there is no "{dotted(parts[: done + 1])}" in {document.name}: {hint}'
+            )
         if last:
             here[part] = plain_scalar(value)
         else:

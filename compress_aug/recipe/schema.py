@@ -36,7 +36,10 @@ def recipe_schema() -> dict[str, Any]:
         "properties": {
             "version": {"const": VERSION},
             "name": {"type": "string"},
-            "model": {"type": ["string", "object"], "description": "a name, package.module:function, or {call: ...}"},
+            "model": {
+                "type": ["string", "object"],
+                "description": "a name, package.module:function, or {call: ...}",
+            },
             "data": {"type": ["string", "object"], "description": "a name, {folder: path}, or {call: ...}"},
             "seed": {"type": "integer", "default": 0},
             "target": {"type": "string", "default": "host_cpu"},
@@ -52,7 +55,12 @@ def _one(word: str) -> dict[str, Any]:
     forms: list[dict[str, Any]] = [{"$ref": f"#/$defs/{kind.__name__}"}, {"type": "null"}]
     if word == "keep":
         forms.append({"type": "string"})
-    return {"type": "object", "required": [word], "additionalProperties": False, "properties": {word: {"anyOf": forms}}}
+    return {
+        "type": "object",
+        "required": [word],
+        "additionalProperties": False,
+        "properties": {word: {"anyOf": forms}},
+    }
 
 
 _REPEAT = {
@@ -64,11 +72,26 @@ _REPEAT = {
             "type": "object",
             "required": ["rounds", "stages"],
             "properties": {
-                "rounds": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "object"}}]},
+                "rounds": {
+                    "anyOf": [
+                        {"type": "integer", "minimum": 1},
+                        {"type": "array", "items": {"type": "object"}},
+                    ]
+                },
                 "stages": {"$ref": "#/$defs/stages"},
             },
         }
     },
 }
-_OWN = {"type": "object", "minProperties": 1, "maxProperties": 1, "patternProperties": {"^[\\w.]+:\\w+$": {}}, "additionalProperties": False}
-_BARE = {"enum": [word for word, kind in STAGES.items() if not any(f.is_required() for f in kind.model_fields.values())]}
+_OWN = {
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "patternProperties": {"^[\\w.]+:\\w+$": {}},
+    "additionalProperties": False,
+}
+_BARE = {
+    "enum": [
+        word for word, kind in STAGES.items() if not any(f.is_required() for f in kind.model_fields.values())
+    ]
+}

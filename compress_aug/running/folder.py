@@ -132,13 +132,17 @@ def found_folder(name: str, out: Path | None) -> RunFolder:
     """
     if out is not None:
         if not (out / "recipe.yaml").is_file():
-            raise RunFolderError(f"{out} holds no run (no recipe.yaml): leave out --resume to start one there.")
+            raise RunFolderError(
+                f"{out} holds no run (no recipe.yaml): leave out --resume to start one there."
+            )
         return RunFolder(out)
     base = _file_name(name)
     pattern = re.compile(re.escape(base) + r"(-\d+)?")
     runs = [p.parent for p in Path("runs").glob("*/recipe.yaml") if pattern.fullmatch(p.parent.name)]
     if not runs:
-        raise RunFolderError(f"There is no run {Path('runs') / base} to resume: leave out --resume to start one.")
+        raise RunFolderError(
+            f"There is no run {Path('runs') / base} to resume: leave out --resume to start one."
+        )
     return RunFolder(max(runs, key=lambda path: (path / "recipe.yaml").stat().st_mtime))
 
 

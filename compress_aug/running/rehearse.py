@@ -45,7 +45,7 @@ def check(
     recipe, start = prepared(recipe, beginning, model=model, data=data, target=target, seed=seed)
     outlooks = recipe.foresee(start)
     fabric = make_fabric(device)
-    inputs = load_inputs(recipe)
+    inputs = load_inputs(recipe, console)
     few = inputs.data.limited(train=256, test=64)
     with tempfile.TemporaryDirectory(prefix="compress-aug-check-") as temporary:
         folder = RunFolder(Path(temporary))

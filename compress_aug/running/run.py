@@ -16,6 +16,7 @@ from compress_aug.data import Data, load_data
 from compress_aug.errors import ModelError, RecipeError, RunFolderError
 from compress_aug.folders import written_whole
 from compress_aug.models import check_fits, load_model
+from compress_aug.progress import counting
 from compress_aug.recipe import Recipe, load_recipe, with_choices
 from compress_aug.running.folder import (
     RunFolder,
@@ -88,7 +89,7 @@ def run(
     recipe, start = prepared(recipe, beginning, model=model, data=data, target=target, seed=seed)
     outlooks = recipe.foresee(start)
     fabric = make_fabric(device, devices)
-    loaded = load_inputs(recipe)
+    loaded = load_inputs(recipe, console)
     fabric.launch()
     folder = _folder(recipe, fabric, Path(out) if out is not None else None, resume)
     if not fabric.is_global_zero:
@@ -112,9 +113,7 @@ def run(
     return Result(state.model.cpu().eval(), walk.report, folder.path)
 
 
-def prepared(
-    recipe: Recipe | str | Path, beginning: Path | None, **choices: Any
-) -> tuple[Recipe, Outlook]:
+def prepared(recipe: Recipe | str | Path, beginning: Path | None, **choices: Any) -> tuple[Recipe, Outlook]:
     """The recipe read, with the choices made for this run, and what is known of the model it starts on.
 
     Raises RecipeError; RunFolderError if `beginning` holds no finished stage.
@@ -138,8 +137,10 @@ class Inputs:
     given: bool
 
 
-def load_inputs(recipe: Recipe) -> Inputs:
+def load_inputs(recipe: Recipe, console: Console | None = None) -> Inputs:
     """Load the recipe's data, target and model, and put one image through the model.
+
+    console: shows how far a large folder is decoded
 
     Raises UserError (DataError, ModelError, ...) with what is missing or does not fit.
     """
@@ -147,7 +148,8 @@ def load_inputs(recipe: Recipe) -> Inputs:
         if getattr(recipe, name) is None:
             raise RecipeError(f"{recipe.name}: no {name} is given: write `{name}: {example}` or use --{name}")
     target = load_target(recipe.target)
-    data = load_data(recipe.data, seed=recipe.seed)
+    with counting(console, "reading images") as counted:
+        data = load_data(recipe.data, seed=recipe.seed, on_progress=counted)
     fresh = base_factory(recipe.model, data.image_shape, len(data.classes), recipe.seed)
     check_fits(fresh(), data.image_shape, len(data.classes))
     return Inputs(data, target, fresh, isinstance(recipe.model, nn.Module))
@@ -301,7 +303,10 @@ def _introduce(
 
 
 def load(
-    folder: str | Path, model: nn.Module | None = None, *, replay: Mapping[str, checkpoint.Replay] | None = None
+    folder: str | Path,
+    model: nn.Module | None = None,
+    *,
+    replay: Mapping[str, checkpoint.Replay] | None = None,
 ) -> nn.Module:
     """The compressed model of a run, rebuilt on a fresh model from the log and the weights. No pickle is read.
 
@@ -318,7 +323,9 @@ def load(
     recipe, last, _ = run_of(place)
     if model is None:
         if recipe.model is None:
-            raise ModelError(f"The model of {folder} was an object: give an untouched one, load(folder, model=...).")
+            raise ModelError(
+                f"The model of {folder} was an object: give an untouched one, load(folder, model=...)."
+            )
         about = checkpoint.read_extra(last)
         model = base_factory(recipe.model, tuple(about["image_shape"]), about["classes"], recipe.seed)()
     else:
@@ -360,7 +367,9 @@ def copy_start(beginning: Path, folder: RunFolder, start: Outlook) -> None:
     """Copy what the run starts from, so that it stays whole when that other run is deleted."""
     _, last, _ = run_of(RunFolder(beginning))
     wanted = [(last, folder.path / "start" / "model.safetensors")]
-    wanted += [(p, folder.path / "kept" / p.name) for p in (beginning / "kept").glob("*") if p.stem in start.kept]
+    wanted += [
+        (p, folder.path / "kept" / p.name) for p in (beginning / "kept").glob("*") if p.stem in start.kept
+    ]
     for source, goal in wanted:
         goal.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(goal) as temporary:

@@ -134,9 +134,7 @@ class Walk:
         chosen = islice(batches, -(-count // size))
         return [self.data.normalise(batch.images.to(self.fabric.device)) for batch in chosen]
 
-    def _finish(
-        self, index: int, stage: Stage, state: State, record: dict[str, Any], seconds: float
-    ) -> None:
+    def _finish(self, index: int, stage: Stage, state: State, record: dict[str, Any], seconds: float) -> None:
         """Measure, save, and only then call the stage done."""
         path = self.folder.stage(index, stage)
         path.mkdir(parents=True, exist_ok=True)
@@ -196,7 +194,9 @@ class Walk:
                 raise
             raise WorkError(f"The disk is full: {where} could not be saved. Make room first. {on}") from error
         except torch.OutOfMemoryError as error:
-            raise WorkError(f"The device ran out of memory in {where}: choose a smaller batch_size. {on}") from error
+            raise WorkError(
+                f"The device ran out of memory in {where}: choose a smaller batch_size. {on}"
+            ) from error
 
 
 def measured(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -229,7 +229,9 @@ def _summary(row: dict[str, Any]) -> str:
     return "→ " + ", ".join(parts) + f", {row['seconds']:.1f} s"
 
 
-def finished_state(folder: RunFolder, recipe: Recipe, rows: int, fresh: Callable[[], nn.Module], device: Any) -> State:
+def finished_state(
+    folder: RunFolder, recipe: Recipe, rows: int, fresh: Callable[[], nn.Module], device: Any
+) -> State:
     """The state after the first `rows` stages, rebuilt from the folder."""
     kept: dict[str, object] = {}
     names = set(_kept_after(recipe, rows, folder))

@@ -15,7 +15,9 @@ class Prune(Stage):
 
     word: ClassVar[str] = "prune"
 
-    sparsity: float = Field(ge=0, lt=1, description="total share of prunable weights that are zero afterwards")
+    sparsity: float = Field(
+        ge=0, lt=1, description="total share of prunable weights that are zero afterwards"
+    )
     scope: Literal["global", "layer"] = Field(
         "global", description="global ranks all layers together, layer takes the same share from each"
     )
@@ -41,8 +43,12 @@ class Budget(Part):
     """How far channels are cut. Exactly one key."""
 
     ratio: float | None = Field(None, gt=0, lt=1, description="share of the channels cut in total")
-    parameters: float | None = Field(None, gt=0, lt=1, description="share of the original parameters that stays")
-    macs: float | None = Field(None, gt=0, lt=1, description="share of the original multiply-accumulates that stays")
+    parameters: float | None = Field(
+        None, gt=0, lt=1, description="share of the original parameters that stays"
+    )
+    macs: float | None = Field(
+        None, gt=0, lt=1, description="share of the original multiply-accumulates that stays"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> "Budget":
@@ -95,7 +101,9 @@ class Attach(Stage):
 
     word: ClassVar[str] = "attach"
 
-    blocks: int = Field(10, ge=1, description="residual blocks of two convolutions; each is the identity at first")
+    blocks: int = Field(
+        10, ge=1, description="residual blocks of two convolutions; each is the identity at first"
+    )
     after: str | None = Field(None, description="path of the module they follow; found by tracing by default")
 
     def foresee(self, outlook: Outlook) -> Outlook:
@@ -194,9 +202,7 @@ class Quantize(Stage):
             raise RecipeError("the model is quantized already; one quantize stage sets all bits")
         if outlook.attached:
             raise RecipeError("quantize cannot follow attach: drop the attached layers first")
-        return replace(
-            outlook, weight_bits=_number(self.weights), activation_bits=_number(self.activations)
-        )
+        return replace(outlook, weight_bits=_number(self.weights), activation_bits=_number(self.activations))
 
     def title(self) -> str:
         return f"quantize w{_short(self.weights)} a{_short(self.activations)}"
@@ -206,7 +212,9 @@ class Quantize(Stage):
 
         weights, ends = (_unsaturated(bits, setup) for bits in (self.weights, self.first_and_last))
         if (weights, ends) != (self.weights, self.first_and_last):
-            setup.note(f"weights get 7 bits instead of 8: {setup.target.name} adds int8 products with saturation")
+            setup.note(
+                f"weights get 7 bits instead of 8: {setup.target.name} adds int8 products with saturation"
+            )
         model = quantize(
             state.model,
             _example(setup),

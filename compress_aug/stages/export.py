@@ -2,6 +2,7 @@
 
 import gzip
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,7 +56,9 @@ class Export(Stage):
 
     def foresee(self, outlook: Outlook) -> Outlook:
         if outlook.attached:
-            raise RecipeError("export: additional layers are still attached; a drop stage must come before it")
+            raise RecipeError(
+                "export: additional layers are still attached; a drop stage must come before it"
+            )
         if self.file in outlook.files:
             raise RecipeError(f'file: an earlier stage exports to "{self.file}" already; choose another name')
         return replace(outlook, files=(*outlook.files, self.file))
@@ -91,8 +94,9 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
     final = copy_model(model).cpu().eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     unproven = path.with_suffix(".unproven.onnx")
-    write = {"image_shape": setup.data.image_shape, "metadata": setup.metadata}
-    deploy.write(final, unproven, **write)
+    write = partial(deploy.write, image_shape=setup.data.image_shape, metadata=setup.metadata)
+    for line in write(final, unproven).notes:
+        setup.note(line)
     parity = deploy.check_parity(final, unproven, _test_batches(setup))
     if not setup.rehearsal:
         deploy.require(parity)
@@ -100,7 +104,7 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
     float_path = path
     if quantized:
         float_path = path.with_suffix(".float.onnx")
-        deploy.write(quantization.without_quantizers(final), float_path, **write)
+        write(quantization.without_quantizers(final), float_path)
     audit = deploy.audit(path)
     times = deploy.latency(
         path,

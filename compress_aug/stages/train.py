@@ -41,7 +41,9 @@ class Augment(Part):
         low, high = schedule.extremes(given)
         if low < 0 or high > schedule.MAX_MAGNITUDE:
             wrong = high if high > schedule.MAX_MAGNITUDE else low
-            raise ValueError(f"expected a magnitude in 0..{schedule.MAX_MAGNITUDE} (or none), found {wrong:g}")
+            raise ValueError(
+                f"expected a magnitude in 0..{schedule.MAX_MAGNITUDE} (or none), found {wrong:g}"
+            )
         if isinstance(given, float) and given != int(given):
             raise ValueError(f"expected a whole number for a constant magnitude, found {given:g}")
         return given
@@ -91,7 +93,9 @@ class Train(Stage):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Train":
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0: set nesterov: false, or a momentum such as 0.9")
+            raise ValueError(
+                "nesterov needs a momentum above 0: set nesterov: false, or a momentum such as 0.9"
+            )
         return self
 
     def foresee(self, outlook: Outlook) -> Outlook:
@@ -182,7 +186,9 @@ def _check_kept(outlook: Outlook, name: str, kind: str, key: str) -> None:
     if name in outlook.kept:
         raise RecipeError(f'{key}: "{name}" is a kept {outlook.kept[name]}, expected a {kind}')
     names = [known for known, what in outlook.kept.items() if what == kind]
-    hint = nearest(name, names) if names else "no earlier stage keeps one: put `- keep: " + name + "` before it"
+    hint = (
+        nearest(name, names) if names else "no earlier stage keeps one: put `- keep: " + name + "` before it"
+    )
     raise RecipeError(f'{key}: no {kind} was kept under the name "{name}"; {hint}')
 
 
