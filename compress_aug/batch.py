@@ -16,7 +16,8 @@ class Batch:
     images:         uint8 (N, C, H, W), 0..255
     targets:        int64 (N,), class numbers
     index:          int64 (N,), position in the data set before any shuffle or split, so that random
-                    draws can be keyed by the image and not by the batch it happens to be in
+                    draws can be keyed by the image and not by the batch it happens to be in; on the CPU,
+                    where draws are made, so that no step has to wait for a GPU
     inputs:         float (N, C, H, W), the images normalised for the model; set by the training loop
     teacher_logits: float (N, K), set by an augmentation that asked the teacher already
     """
@@ -31,10 +32,9 @@ class Batch:
         return len(self.targets)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """The same batch with its images and targets on another device."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
-            index=self.index.to(device, non_blocking=True),
         )

@@ -123,7 +123,8 @@ def run(
         if error.folder is not None:
             _show(console, error.folder, report_table, write_page)
         raise
-    _show(console, result.folder, report_table, write_page)
+    if result.process == 0:
+        _show(console, result.folder, report_table, write_page)
 
 
 def _show(console: Console, folder: Path, report_table: Any, write_page: Any) -> None:

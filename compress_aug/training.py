@@ -338,6 +338,7 @@ class Training:
             "step": self._step,
             "tally": self._tally.state(),
             "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state() if self.fabric.device.type == "cuda" else None,
             "best": list(self._best) if self._best else None,
         }
 
@@ -351,7 +352,9 @@ class Training:
         self._step = state["step"]
         self._tally = _Tally(**state["tally"])
         self._best = (state["best"][0], state["best"][1]) if state["best"] else None
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["device_rng"] is not None and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_rng"].cpu())
 
 
 @dataclass
@@ -455,7 +458,6 @@ def _save(training: Training, path: Path) -> None:
 def _load(training: Training, path: Path) -> None:
     try:
         state = torch.load(path, map_location=training.fabric.device, weights_only=True)
-        state["rng"] = state["rng"].cpu()
         training.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]

@@ -1,6 +1,7 @@
 """The command line as users meet it: what is printed, the exit codes, and one clear sentence for each mistake."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -218,6 +219,29 @@ def test_list_copy_and_schema(call):
     assert call("plan", "quickstart.yaml")[0] == 0, "it is a recipe like any other"
     code, out, _ = call("schema")
     assert code == 0 and json.loads(out)["properties"]["version"] == {"const": 1}
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_training_and_one_writes(workplace):
+    """DDP on the CPU: every process walks the recipe, the first one alone prunes, quantizes, exports and prints."""
+    command = [sys.executable, "-m", "compress_aug.cli", "run", "small.yaml", "--out", "runs/two"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--devices", "2"],
+        cwd=workplace,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Everything lies in runs/two") == 1
+    report = json.loads((workplace / "runs" / "two" / "report.json").read_text())
+    assert report["devices"] == 2 and report["finished"]
+    row = report["stages"][0]["history"][0]
+    assert row["train_accuracy"] * 1280 == pytest.approx(round(row["train_accuracy"] * 1280)), "images of both"
+    assert report["exports"][0]["integer_layers"] == 2
+    assert report["stages"][2]["sparsity"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_help_needs_no_torch():

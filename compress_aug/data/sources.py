@@ -83,19 +83,21 @@ class MemorySource:
         """One pass over the images; see `Source.batches`."""
         steps = self.steps(batch_size, drop_last, world)
         # One copy to the device for the whole pass, not one for each batch.
-        order = order_of(len(self), order_seed).to(self.images.device)
-        for rows in split_order(order, batch_size, steps, rank, world):
+        order = order_of(len(self), order_seed)
+        there = split_order(order.to(self.images.device), batch_size, steps, rank, world)
+        here = split_order(order, batch_size, steps, rank, world)
+        for rows, host_rows in zip(there, here, strict=True):
             # On a CPU five times faster than images[rows].
             images = self.images.index_select(0, rows)
-            yield Batch(images, self.targets[rows], self.index[rows])
+            yield Batch(images, self.targets[rows], self.index[host_rows])
 
     def first(self, images: int) -> "MemorySource":
         """The first so many images; shares memory with this source."""
         return MemorySource(self.images[:images], self.targets[:images], self.index[:images])
 
     def to(self, device: torch.device) -> "MemorySource":
-        """The same images on another device."""
-        return MemorySource(self.images.to(device), self.targets.to(device), self.index.to(device))
+        """The same images on another device; the index stays on the host, where draws are made from it."""
+        return MemorySource(self.images.to(device), self.targets.to(device), self.index)
 
 
 @dataclass(frozen=True)

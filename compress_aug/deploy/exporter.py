@@ -38,7 +38,7 @@ def export_graph(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.Mo
 
     Raises ExportError, with the layer and the operator where they are known.
     """
-    reason = ""
+    asked, reason = opset, ""
     while True:
         # A copy for each attempt: one that fails leaves Brevitas layers half way into their export mode.
         attempt = copy_model(model)
@@ -46,16 +46,15 @@ def export_graph(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.Mo
         with _captured_stdout() as printed, watch:
             try:
                 return _export(attempt, example, opset), opset, reason
-            except torch.onnx.errors.UnsupportedOperatorError as error:
-                failure: Exception = error
-            except Exception as error:  # whatever a model's own forward may raise
+            # Not narrower: tracing runs the model's own forward, which may raise anything.
+            except Exception as error:
                 failure = error
         operator, later = _unsupported(failure)
         layer = _traced_layer(printed(), operator) or watch.layer
         if later is None or not opset < later <= _LAST_OPSET:
             raise ExportError(_sentence(failure, operator, layer)) from failure
         place = f' in layer "{layer}"' if layer else ""
-        reason = f"the ONNX operators are of version {later}, not {opset}: {operator}{place} needs it"
+        reason = f"the ONNX operators are of version {later}, not {asked}: {operator}{place} needs it"
         opset = later
 
 
@@ -80,8 +79,12 @@ def _exporter_of(model: nn.Module) -> Callable[..., Any]:
 
 def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
     write = _exporter_of(model)
-    folders = tempfile.TemporaryDirectory()
-    with folders as folder, warnings.catch_warnings(), _plain_attention(), torch.no_grad():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        _plain_attention(),
+        torch.no_grad(),
+    ):
         # The exporter warns that it is the older one, and of every Python number that tracing makes constant.
         warnings.simplefilter("ignore")
         path = Path(folder) / "model.onnx"

@@ -119,8 +119,11 @@ def _blame(parity: Parity) -> str:
         return ""
     shown = f"{parity.due_to_runtime:.0%} of these are right with the runtime's optimizations off"
     if parity.due_to_runtime > 0.5:
-        return f"{shown}: its integer kernels round differently; put the biases on the integer grid."
-    return f"{shown}: the file is not of this model; was the model changed after it was written?"
+        return f"{shown}: its integer kernels round some sums the other way."
+    return (
+        f"{shown}: the file itself differs; finalize a quantized model before it is written, and write a model "
+        "again that was changed since."
+    )
 
 
 @dataclass

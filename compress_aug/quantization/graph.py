@@ -61,9 +61,9 @@ def computes_plainly(layer: nn.Module) -> bool:
 def traced(model: nn.Module) -> QuantizedModel:
     """The model as a graph of its layers and operations, in the order of execution.
 
-    The graph holds for training and evaluation alike. Layers are shared with `model` (which loses its
-    forward hooks), containers are not.
-    In-place operations become their out-of-place forms, which later readers of the same value then read.
+    The graph holds for training and evaluation alike. Layers are shared with `model`, which loses its
+    forward hooks; containers are not. In-place operations become their out-of-place forms, whose results
+    later readers of the same value then read.
 
     Raises QuantizeError, naming the module, if torch.fx cannot follow its `forward`, or if it takes
     another way in training than in evaluation.

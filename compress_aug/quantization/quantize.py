@@ -55,9 +55,10 @@ def quantize(
     Returns a new model, in the mode of the old one, that can be used as it is (quantization after training)
     or trained on, best with a small learning rate: there are no batch norms left that would bear a large
     one. The old model must not be used any more. Float weights and masks of `torch.nn.utils.prune` live on,
-    so that masked weights stay zero as integers. Batch norms are folded into the layer before them; those
-    that cannot be stay float, as do layers other than Conv and Linear. Layers keep their names. Containers
-    are flattened, but a hook set on the name of one, or of a folded batch norm, sees its output.
+    so that masked weights stay zero as integers; `make_permanent` on a copy keeps those zeros. Batch norms are
+    folded into the layer before them; those that cannot be stay float, as do layers other than Conv and
+    Linear. Layers keep their names. Containers are flattened, but a hook set on the name of one, or of a
+    folded batch norm, sees its output.
 
     Raises QuantizeError for other numbers of bits, for a model that is quantized already or that torch.fx
     cannot trace, without calibration; the model is then as it was.

@@ -215,7 +215,7 @@ def _links(flow: Flow) -> Iterable[tuple[fx.Node, fx.Node]]:
             for source in flow.sources(node):
                 yield source, node
         layer = flow.layer(node)
-        if layer is not None:
+        if layer is not None and flow.sources(node):
             # A layer called twice has one bias, whose integer grid holds for one input scale only.
             first = calls.setdefault(layer, node)
-            yield first.all_input_nodes[0], node.all_input_nodes[0]
+            yield flow.sources(first)[0], flow.sources(node)[0]

@@ -21,6 +21,7 @@ def without_quantizers(model: nn.Module) -> nn.Module:
         if is_brevitas(module) and not (tops and name.startswith(f"{tops[-1]}.")):
             tops.append(name)
     for name in tops:
+        # Brevitas' own switch for its quantizers would not do: with it off, a layer forgets its mask.
         twin.set_submodule(name, _plain(twin.get_submodule(name)))
     if tops:
         replace_log(twin, [])

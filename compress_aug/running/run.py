@@ -44,11 +44,13 @@ class Result:
     model:  the compressed model, in eval mode, on the CPU
     report: the content of report.json
     folder: where everything lies
+    process: which process of a run on several devices this is; 0 is the one that wrote the files
     """
 
     model: nn.Module
     report: dict[str, Any]
     folder: Path
+    process: int = 0
 
 
 def run(
@@ -110,7 +112,7 @@ def run(
         metadata=metadata_of(recipe, loaded.data),
     )
     state = walk.run(state, rows)
-    return Result(state.model.cpu().eval(), walk.report, folder.path)
+    return Result(state.model.cpu().eval(), walk.report, folder.path, fabric.global_rank)
 
 
 def prepared(recipe: Recipe | str | Path, beginning: Path | None, **choices: Any) -> tuple[Recipe, Outlook]:
