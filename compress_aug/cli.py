@@ -172,8 +172,8 @@ def plan(recipe: RecipeName, sets: Sets = None, start_from: FromOption = None) -
         table.add_row(str(number), *row.values())
     console = _console()
     console.print(table)
-    for line in _warnings(loaded):
-        console.print(line, highlight=False, markup=False)
+    for line in loaded.warnings():
+        console.print(f"Note: {line}.", highlight=False, markup=False)
 
 
 def _start_outlook(start_from: Path | None) -> Any:
@@ -185,17 +185,6 @@ def _start_outlook(start_from: Path | None) -> Any:
     from compress_aug.running.run import run_of
 
     return run_of(RunFolder(start_from))[2]
-
-
-def _warnings(recipe: Any) -> list[str]:
-    """What users of pruning learn too late elsewhere."""
-    words = {stage.word for stage in recipe.stages}
-    if "prune" in words and "prune_channels" not in words:
-        return [
-            "Note: zeros from `prune` make a file that packs smaller, not one that runs faster on ONNX Runtime; "
-            "`prune_channels` and `quantize` do."
-        ]
-    return []
 
 
 @app.command("list")

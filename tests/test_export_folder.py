@@ -1,6 +1,7 @@
 """The folder that leaves for the device: its scripts run alone, without torch and without this package."""
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -74,11 +75,12 @@ def test_bench_times_two_files_in_turns(device):
 
 
 def test_the_files_take_turns_and_each_timed_run_follows_an_untimed_one():
-    space = {"__name__": "bench"}
-    exec(compile((EXPORT / "bench.py").read_text(), "bench.py", "exec"), space)
+    spec = importlib.util.spec_from_file_location("bench", EXPORT / "bench.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
     order = []
     runs = [lambda: order.append("a"), lambda: order.append("b")]
-    times = space["_in_turns"](runs, 3)
+    times = bench._in_turns(runs, 3)
     assert order == list("aabb" * 3)
     assert [len(taken) for taken in times] == [3, 3]
 

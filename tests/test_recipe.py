@@ -295,6 +295,25 @@ def test_recipes_in_code_are_checked_too():
         Recipe([]).foresee()
 
 
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([Prune(sparsity=0.5), Export()], "not one that runs faster"),
+        ([Quantize(), Train(epochs=1, lr=0.1)], "begins at lr 0.1"),
+        ([Train(epochs=1, augment={"magnitude": 4.0}), Train(epochs=1, augment={"magnitude": 9.0})], "rises"),
+    ],
+)
+def test_what_is_legal_but_rarely_wanted_is_said(stages, told):
+    (said,) = Recipe(stages).warnings()
+    assert told in said
+
+
+def test_shipped_recipes_have_no_warning_but_the_one_about_zeros():
+    for name in ("quickstart", "inherit_layers", "qat_w4a4", "structured_int8"):
+        assert load_recipe(name).warnings() == []
+    assert len(load_recipe("iterative_prune").warnings()) == 1
+
+
 def test_schema_knows_every_word_and_key():
     schema = recipe_schema()
     words = {

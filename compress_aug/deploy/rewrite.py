@@ -125,7 +125,9 @@ def clamp_as_integers(graph: Graph) -> int:
         quantizers = graph.readers(clamp.output[0])
         grids = [grid_of(graph, node) for node in quantizers if node.op_type == QUANTIZE]
         scalar = [grid for grid in grids if grid is not None and grid.scale.ndim == 0]
-        if bounds is None or not scalar or len(scalar) != len(quantizers) or graph.is_output(clamp.output[0]):
+        if bounds is None or not scalar or len(scalar) != len(quantizers):
+            continue
+        if any(graph.is_output(node.output[0]) for node in (clamp, *quantizers)):
             continue
         for quantize, grid in zip(quantizers, scalar, strict=True):
             graph.rewire(quantize, 0, clamp.input[0])

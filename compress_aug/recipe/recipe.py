@@ -12,8 +12,12 @@ from compress_aug.errors import RecipeError, nearest
 from compress_aug.folders import shipped
 from compress_aug.reading import Document, dotted, plain_scalar, read_yaml
 from compress_aug.recipe.build import VERSION, Build
-from compress_aug.stages import STAGES, Outlook, Stage
+from compress_aug.schedule import falls
+from compress_aug.stages import STAGES, Outlook, Stage, Train
 from compress_aug.stages.base import percent
+
+# Measured on a small residual net: from 0.1 on, 4- and 2-bit nets fall to chance.
+QAT_LR = 0.02
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,28 @@ class Recipe:
                 }
             )
         return rows
+
+    def warnings(self) -> list[str]:
+        """What others learned too late: one sentence for each thing that is legal but rarely wanted."""
+        words = [stage.word for stage in self.stages]
+        found = []
+        if "prune" in words and "prune_channels" not in words and "quantize" not in words:
+            found.append(
+                "zeros from `prune` make a file that packs smaller, not one that runs faster on ONNX Runtime; "
+                "`prune_channels` and `quantize` do"
+            )
+        after = self.stages[words.index("quantize") + 1 :] if "quantize" in words else []
+        fast = [s.lr for s in after if isinstance(s, Train) and s.optimizer == "sgd" and s.lr > QAT_LR]
+        if fast:
+            found.append(
+                f"a `train` after `quantize` begins at lr {max(fast):g}; batch norms are folded by then, and sgd "
+                f"above {QAT_LR:g} often ends at chance, at few bits above all"
+            )
+        levels = [s.augment.magnitude for s in self.stages if isinstance(s, Train)]
+        constant = [level for level in levels if isinstance(level, float)]
+        if len(constant) == len(levels) and not falls(constant):
+            found.append("the magnitude rises from one `train` to a later one, while smaller models bear less")
+        return found
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data: unrolled, defaults merged, overrides applied. Objects become null."""

@@ -94,10 +94,14 @@ def _cells(stage: Stage) -> tuple[Text | str, ...]:
 
 
 def _notes(report: Report) -> list[RenderableType]:
+    # Once for all stages that say the same: every training says which number format it chose.
+    where: dict[str, list[str]] = {}
+    for number, stage in report.numbered():
+        for note in stage.notes:
+            where.setdefault(note, []).append(str(number))
     return [
-        Text(f"stage {number}: {note}", overflow="fold")
-        for number, stage in report.numbered()
-        for note in stage.notes
+        Text(f"stage{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {note}", overflow="fold")
+        for note, numbers in where.items()
     ]
 
 

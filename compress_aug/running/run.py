@@ -300,6 +300,8 @@ def _introduce(
         f"{number}{fabric.device.type}, {torch.get_num_threads()} threads; in {folder.path}",
         highlight=False,
     )
+    for line in recipe.warnings():
+        console.print(f"  note: {line}", highlight=False, markup=False, soft_wrap=True)
     if done:
         console.print(f"  {done} of {len(recipe.stages)} stages are done already", highlight=False)
 
