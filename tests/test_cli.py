@@ -239,7 +239,9 @@ def test_two_processes_share_the_training_and_one_writes(workplace):
     report = json.loads((workplace / "runs" / "two" / "report.json").read_text())
     assert report["devices"] == 2 and report["finished"]
     row = report["stages"][0]["history"][0]
-    assert row["train_accuracy"] * 1280 == pytest.approx(round(row["train_accuracy"] * 1280)), "images of both"
+    assert row["train_accuracy"] * 1280 == pytest.approx(round(row["train_accuracy"] * 1280)), (
+        "images of both"
+    )
     assert report["exports"][0]["integer_layers"] == 2
     assert report["stages"][2]["sparsity"] == pytest.approx(0.5, abs=0.01)
 

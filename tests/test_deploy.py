@@ -3,10 +3,6 @@
 The reference is ONNX Runtime with its optimizations off, which computes a graph as it is written.
 """
 
-import doctest
-import importlib
-from pathlib import Path
-
 import brevitas.nn as qnn
 import numpy as np
 import onnx
@@ -560,17 +556,3 @@ def test_latency_times_a_file_in_turns_with_another(tmp_path):
 def test_a_file_that_cannot_be_timed_is_told(tmp_path):
     with pytest.raises(ExportError, match=r"could not be timed: There is no file .*none\.onnx"):
         deploy.latency(tmp_path / "none.onnx")
-
-
-def test_the_examples_of_the_docstrings_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).eval()
-    names = {"torch": torch, "nn": nn, "Path": Path, "model": model}
-    tried = 0
-    for name in ("write", "parity", "audit", "latency"):
-        deploy.write(model, Path("model.onnx"), image_shape=(3, 4, 4))
-        module = importlib.import_module(f"compress_aug.deploy.{name}")
-        result = doctest.testmod(module, extraglobs=names)
-        assert result.failed == 0
-        tried += result.attempted
-    assert tried >= 6

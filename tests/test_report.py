@@ -4,7 +4,6 @@ A realistic run, a stopped one, one whose every word is hostile, and broken file
 """
 
 import copy
-import doctest
 import io
 import json
 import math
@@ -13,7 +12,6 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,14 +19,10 @@ from rich.console import Console
 
 from compress_aug.errors import RunFolderError
 from compress_aug.report import (
-    comparison,
     contract,
     drawing,
-    page,
-    plots,
     read_report,
     report_table,
-    table,
     words,
     write_page,
 )
@@ -237,11 +231,6 @@ def test_a_share_is_told_in_percent_and_never_rounded_to_all_or_nothing(
     share: float | None, digits: int, told: str
 ) -> None:
     assert words.percent(share, digits) == told
-
-
-@pytest.mark.parametrize("module", [words, comparison, contract, drawing, page, plots, table])
-def test_the_examples_of_the_docstrings_are_true(module: ModuleType) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 def test_a_ratio_says_which_way_it_goes() -> None:

@@ -71,7 +71,12 @@ def is_brevitas(model: nn.Module) -> bool:
 def _exporter_of(model: nn.Module) -> Callable[..., Any]:
     if not is_brevitas(model):
         return torch.onnx.export
-    from brevitas.export import export_onnx_qcdq  # type: ignore[import-untyped]
+    with warnings.catch_warnings():
+        # Brevitas warns about its own modules and about a package that only large language models want.
+        warnings.filterwarnings(
+            "ignore", "brevitas.fx is deprecated|fast_hadamard_transform package not found"
+        )
+        from brevitas.export import export_onnx_qcdq  # type: ignore[import-untyped]
 
     written: Callable[..., Any] = export_onnx_qcdq
     return written

@@ -67,7 +67,7 @@ def check_parity(model: nn.Module, path: Path, inputs: Iterable[tuple[Tensor, Te
     Raises ExportError if the file cannot be run or there are no images, ParityError if the logits of the two
     have different shapes.
 
-    >>> parity = check_parity(model, Path("model.onnx"), [(torch.rand(8, 3, 4, 4), torch.zeros(8).long())])
+    >>> parity = check_parity(model, Path("model.onnx"), [(torch.rand(8, 3, 8, 8), torch.zeros(8).long())])
     >>> parity.top1_agreement, parity.images
     (1.0, 8)
     """

@@ -98,7 +98,9 @@ class Recipe:
         levels = [s.augment.magnitude for s in self.stages if isinstance(s, Train)]
         constant = [level for level in levels if isinstance(level, float)]
         if len(constant) == len(levels) and not falls(constant):
-            found.append("the magnitude rises from one `train` to a later one, while smaller models bear less")
+            found.append(
+                "the magnitude rises from one `train` to a later one, while smaller models bear less"
+            )
         return found
 
     def resolved(self) -> dict[str, Any]:
