@@ -423,13 +423,17 @@ def fit(
     """
     if checkpoint is not None and checkpoint.exists():
         _load(training, checkpoint)
+    # Several processes must stop after the same step, or one waits for the others for ever: they only stop
+    # between epochs, where they can ask each other.
+    alone = training.fabric.world_size == 1
     with interrupt_flag() as interrupted:
         saved = time.monotonic()
 
         def pause(training: Training) -> bool:
             if progress:
                 progress.step(training)
-            return interrupted() or (checkpoint is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS)
+            overdue = checkpoint is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS
+            return alone and (interrupted() or overdue)
 
         while training.epochs_done < training.settings.epochs:
             whole = training.epoch(pause)
@@ -438,12 +442,19 @@ def fit(
             if checkpoint is not None and training.fabric.is_global_zero:
                 _save(training, checkpoint)
                 saved = time.monotonic()
-            if interrupted():
-                raise Interrupted(
-                    f"Stopped in epoch {min(training.epochs_done + 1, training.settings.epochs)}"
-                    f" of {training.settings.epochs}."
-                )
+            if _anywhere(training.fabric, interrupted()):
+                epochs = training.settings.epochs
+                raise Interrupted(f"Stopped in epoch {min(training.epochs_done + 1, epochs)} of {epochs}.")
     return training.history
+
+
+def _anywhere(fabric: Fabric, flag: bool) -> bool:
+    """Whether the flag is up in any process."""
+    if fabric.world_size == 1:
+        return flag
+    raised = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    assert isinstance(raised, Tensor)
+    return bool(raised > 0)
 
 
 def _save(training: Training, path: Path) -> None:

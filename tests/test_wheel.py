@@ -51,9 +51,11 @@ def test_from_a_wheel_the_folders_are_found(built, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import compress_aug; from compress_aug.folders import shipped\n"
+        "import compress_aug, sys; from compress_aug.folders import shipped\n"
         "from compress_aug.recipe import recipe_names\n"
-        "print(compress_aug.__file__, shipped('export') / 'bench.py', len(recipe_names()))"
+        "from importlib.machinery import PathFinder\n"
+        "beside = [PathFinder.find_spec(name, [sys.path[1]]) for name in ('recipes', 'export')]\n"
+        "print(compress_aug.__file__, shipped('export') / 'bench.py', len(recipe_names()), *beside)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
@@ -64,12 +66,7 @@ def test_from_a_wheel_the_folders_are_found(built, tmp_path):
         text=True,
         check=True,
     )
-    module, bench, recipes = done.stdout.split()
+    module, bench, recipes, *beside = done.stdout.split()
+    assert beside == ["None", "None"], "no module of ours is called recipes or export"
     assert module.startswith(str(tmp_path / "site")) and bench.startswith(str(tmp_path / "site"))
     assert int(recipes) == len(tracked("recipes"))
-
-
-def test_no_top_level_module_is_called_recipes_or_export():
-    code = "import importlib.util as u; print(u.find_spec('recipes'), u.find_spec('export'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None", "None"]
