@@ -190,7 +190,7 @@ def test_cut_off_in_any_training_and_resumed_it_is_the_same_run(full, tmp_path, 
                     raise Stop
                 return False
 
-            from compress_aug import training as module
+            from compress_aug.training import driver as module
 
             while training.epochs_done < training.settings.epochs:
                 training.epoch(power_cut)

@@ -1,141 +1,27 @@
-"""The one training loop: Training holds a stage's whole state, fit drives it to its end and survives interruptions."""
+"""Training: one stage of training as an object that can be stopped after any step and gone on with."""
 
-import hashlib
-import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compress_aug import measure
 from compress_aug.batch import Batch
 from compress_aug.data import Data
-from compress_aug.errors import Interrupted, RunFolderError, TrainingError
-from compress_aug.folders import written_whole
+from compress_aug.errors import TrainingError
 from compress_aug.precision import choose_precision
-from compress_aug.progress import EpochProgress, interrupt_flag
-from compress_aug.quantization import is_quantized, mean_weight_bits
+from compress_aug.quantization import is_quantized
+from compress_aug.training.objective import CrossEntropy, Objective
+from compress_aug.training.settings import Settings, build_optimizer, lr_factor, mixed_seed
 
 History = list[dict[str, Any]]
-
-# Work that a kill -9 may cost at most, when an epoch takes longer than this.
-SAVE_EVERY_SECONDS = 300.0
-
-
-class Objective(Protocol):
-    """What is minimised. Only `loss` must be there; the loop looks for the others by name.
-
-    Optional: prepare(setup), parameters() trained beside the model, advance(progress) before each step,
-    backward(losses, training) where the gradient is not that of the plain sum, state_dict(),
-    load_state_dict(state), close().
-    """
-
-    def loss(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
-        """Named scalars, already weighted; their sum is minimised. batch.inputs holds the normalised images."""
-        ...
-
-
-class CrossEntropy:
-    """The plain objective.
-
-    label_smoothing: in [0, 1)
-    """
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self._label_smoothing = label_smoothing
-
-    def loss(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
-        """{"cross_entropy": mean over the batch}, in float32 whatever the logits are."""
-        smoothing = self._label_smoothing
-        return {
-            "cross_entropy": functional.cross_entropy(
-                logits.float(), batch.targets, label_smoothing=smoothing
-            )
-        }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to optimise; the keys of the `train` stage by the same names, with the same defaults.
-
-    batch_size: images per step over all devices;  warmup: share of the stage in which lr rises
-    """
-
-    epochs: int
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    lr_schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup: float = 0.0
-    clip_norm: float | None = None
-    weights: Literal["last", "best"] = "last"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-
-
-def mixed_seed(*parts: object) -> int:
-    """One seed from several numbers or words; the same on every machine and in every process.
-
-    >>> mixed_seed(0, "train", 1) == mixed_seed(0, "train", 1) != mixed_seed(0, "train", 2)
-    True
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def lr_factor(lr_schedule: str, progress: float, warmup: float = 0.0) -> float:
-    """What the learning rate is multiplied with at `progress` in [0, 1].
-
-    >>> round(lr_factor("cosine", 0.5), 6), round(lr_factor("step", 0.65), 6)
-    (0.5, 0.01)
-    """
-    if progress < warmup:
-        return progress / warmup
-    if lr_schedule == "cosine":
-        return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
-    if lr_schedule == "step":
-        return float(0.1 ** min(3, math.floor(progress / 0.3 + 1e-9)))
-    return 1.0
-
-
-def facts_of(model: nn.Module, original: Mapping[str, float] | None = None) -> Callable[[str], float]:
-    """What `by:` schedules read: sparsity, parameters (share of `original["parameters"]`), bits. Read once."""
-    readings: dict[str, Callable[[], float]] = {
-        "sparsity": lambda: measure.sparsity(model),
-        "parameters": lambda: measure.parameters(model) / (original or {}).get("parameters", math.nan),
-        "bits": lambda: mean_weight_bits(model),
-    }
-
-    @cache
-    def fact(name: str) -> float:
-        return readings[name]()
-
-    return fact
-
-
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW. Weights decay; biases, norms and quantizer scales (fewer than two axes) do not."""
-    trained = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=settings.lr)
 
 
 class Training:
@@ -149,8 +35,9 @@ class Training:
     on_step:   called with (model, progress) before each step, for gradual change inside one optimizer run
     note:      is told, in one line, what was chosen and why
 
-    >>> training = Training(model, data, settings=Settings(epochs=2))
-    >>> history = fit(training)
+    >>> training = Training(model, data, settings=Settings(epochs=2, batch_size=16))
+    >>> while training.epochs_done < 2:
+    ...     _ = training.epoch()
     >>> model = training.finished_model()
     """
 
@@ -405,71 +292,3 @@ class _Tally:
             "images_per_second": self.images / max(self.seconds, 1e-9),
             "seconds": self.seconds,
         }
-
-
-def fit(
-    training: Training,
-    *,
-    checkpoint: Path | None = None,
-    progress: EpochProgress | None = None,
-) -> History:
-    """Train to the end of the last epoch and return one row per epoch.
-
-    checkpoint: a file that is written after each epoch (and every few minutes, and at Ctrl-C); if it exists,
-                training goes on from it and ends with the very same result.
-    progress:   shows loss, accuracy, images/s and the time left.
-
-    Raises Interrupted at Ctrl-C, once the state is saved; TrainingError when the loss is not a number.
-    """
-    if checkpoint is not None and checkpoint.exists():
-        _load(training, checkpoint)
-    # Several processes must stop after the same step, or one waits for the others for ever: they only stop
-    # between epochs, where they can ask each other.
-    alone = training.fabric.world_size == 1
-    with interrupt_flag() as interrupted:
-        saved = time.monotonic()
-
-        def pause(training: Training) -> bool:
-            if progress:
-                progress.step(training)
-            overdue = checkpoint is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS
-            return alone and (interrupted() or overdue)
-
-        while training.epochs_done < training.settings.epochs:
-            whole = training.epoch(pause)
-            if whole and progress:
-                progress.epoch(training)
-            if checkpoint is not None and training.fabric.is_global_zero:
-                _save(training, checkpoint)
-                saved = time.monotonic()
-            if _anywhere(training.fabric, interrupted()):
-                epochs = training.settings.epochs
-                raise Interrupted(f"Stopped in epoch {min(training.epochs_done + 1, epochs)} of {epochs}.")
-    return training.history
-
-
-def _anywhere(fabric: Fabric, flag: bool) -> bool:
-    """Whether the flag is up in any process."""
-    if fabric.world_size == 1:
-        return flag
-    raised = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
-    assert isinstance(raised, Tensor)
-    return bool(raised > 0)
-
-
-def _save(training: Training, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        # Through memory, because torch's own writer hides a full disk in many different errors.
-        buffer = io.BytesIO()
-        torch.save(training.state_dict(), buffer)
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def _load(training: Training, path: Path) -> None:
-    try:
-        state = torch.load(path, map_location=training.fabric.device, weights_only=True)
-        training.load_state_dict(state)
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{path} is not a state of this training: {reason}.") from error
