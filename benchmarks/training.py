@@ -52,7 +52,7 @@ def bare_epoch(model, data: Data, device, dtype, epoch: int) -> float:
     order = torch.randperm(len(images), device=device)
     for start in range(0, len(images) - BATCH + 1, BATCH):
         rows = order[start : start + BATCH]
-        raw = crop_and_flip(images[rows], rows.cpu(), padding=4, flip=True, epoch=epoch, seed=0)
+        raw = crop_and_flip(images[rows], rows.cpu().numpy(), padding=4, flip=True, epoch=epoch, seed=0)
         inputs = data.normalise(raw).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             loss = functional.cross_entropy(model(inputs).float(), targets[rows])
