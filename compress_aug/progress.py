@@ -19,7 +19,8 @@ _REFRESH_SECONDS = 0.2
 def interrupt_flag() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag that the work asks between its steps; a second one stops at once.
 
-    Outside the main thread, where Python delivers no signals, the flag simply stays down.
+    Outside the main thread, where Python delivers no signals, and in a job that the shell started with Ctrl-C
+    ignored, the flag simply stays down.
 
     >>> with interrupt_flag() as interrupted:
     ...     interrupted()
@@ -33,7 +34,8 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         seen = True
 
-    if threading.current_thread() is not threading.main_thread():
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield lambda: False
         return
     before = signal.signal(signal.SIGINT, handler)
