@@ -61,7 +61,9 @@ def test_python_on_the_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch)
     names = {"__name__": "__main__"}
     # What a reader of export/README.md has copied to the device.
     write_file((3, 32, 32))
+    ran = 0
     for line, code in blocks(page, "python"):
+        ran += 1
         # A block that begins with "# FILE" is a file of the reader's, which a later block or recipe names.
         file = re.match(r"# (\w+\.py)\n", code)
         if file:
@@ -69,6 +71,7 @@ def test_python_on_the_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch)
             continue
         # Padded, so that a traceback names the line on the page.
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+    assert ran == page.read_text().count("```python"), "no block was passed over"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

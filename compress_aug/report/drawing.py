@@ -151,6 +151,7 @@ def say(axes: Axes, line: Timeline, span: Span, text: str) -> None:
 
 
 def lines(axes: Axes, line: Timeline, segments: list[Points], name: str, colour: str, style: str) -> None:
+    """One curve in pieces: a gap where the value is unknown, a dot where a piece is a single epoch."""
     marker = "." if line.length <= _FEW else ""
     for place, points in enumerate(segments):
         dotted = marker or ("." if len(points) == 1 else "")
@@ -165,6 +166,7 @@ def lines(axes: Axes, line: Timeline, segments: list[Points], name: str, colour:
 
 
 def legend(axes: Axes) -> None:
+    """The names of the curves, beside the plot and not on it."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), borderaxespad=0, fontsize=8.5, handlelength=2)
 
 
@@ -191,6 +193,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def columns(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Points as their x and their y, which is how matplotlib wants them."""
     pairs = list(points)
     return [x for x, _ in pairs], [y for _, y in pairs]
 
@@ -201,4 +204,5 @@ def is_number(value: float | None) -> TypeGuard[float]:
 
 
 def or_nan(value: float | None) -> float:
+    """The value, or NaN, at which a curve breaks off."""
     return value if is_number(value) else math.nan
