@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compress_aug import channels, inheritance, pruning, quantization
 from compress_aug.errors import CompressAugError, RunFolderError
 from compress_aug.folders import written_whole
-from compress_aug.surgery import LogEntry, device_of, replace_log, surgery_log
+from compress_aug.surgery import LogEntry, device_of, fold_masks, replace_log, surgery_log
 
 Replay = Callable[[nn.Module, LogEntry], nn.Module]
 
@@ -25,6 +25,7 @@ def _structure_unchanged(model: nn.Module, entry: LogEntry) -> nn.Module:
 
 REPLAY: dict[str, Replay] = {
     "mask": pruning.replay,
+    "make_permanent": lambda model, entry: fold_masks(model),
     "cut_channels": channels.replay,
     "attach": inheritance.replay_attach,
     "drop": inheritance.replay_drop,

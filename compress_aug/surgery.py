@@ -75,8 +75,17 @@ def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
 def make_permanent(model: nn.Module) -> nn.Module:
     """Fold every mask into its weight: plain parameters with zeros. Changes the model and returns it.
 
-    The zeros no longer hold through training; for export and for tools that know no masks.
+    The zeros no longer hold through training; for tools that know no masks. Logged, if there was a mask.
     """
+    masked = list(masked_layers(model))
+    fold_masks(model)
+    if masked:
+        record(model, "make_permanent", layers=masked)
+    return model
+
+
+def fold_masks(model: nn.Module) -> nn.Module:
+    """`make_permanent` for a step in between, which the log need not know of."""
     for module in masked_layers(model).values():
         prune.remove(module, "weight")  # type: ignore[no-untyped-call, unused-ignore]
     return model

@@ -14,7 +14,7 @@ from compress_aug.errors import RunFolderError
 from compress_aug.inheritance import attach_layers, drop_layers
 from compress_aug.pruning import mask_smallest
 from compress_aug.quantization import finalize, quantize
-from compress_aug.surgery import copy_model, record, surgery_log
+from compress_aug.surgery import copy_model, make_permanent, record, surgery_log
 
 SHAPE = (3, 8, 8)
 
@@ -48,6 +48,8 @@ CHAINS = {
     "nothing": lambda m: trained(m),
     "mask": lambda m: trained(mask_smallest(m, 0.5)),
     "mask twice": lambda m: trained(mask_smallest(trained(mask_smallest(m, 0.3)), 0.6)),
+    "mask, permanent": lambda m: trained(make_permanent(mask_smallest(m, 0.5))),
+    "mask, permanent, mask": lambda m: trained(mask_smallest(make_permanent(mask_smallest(m, 0.5)), 0.6)),
     "attach": lambda m: trained(attach_layers(m, example(), blocks=2)),
     "attach, drop": lambda m: trained(drop_layers(trained(attach_layers(m, example(), blocks=2)))),
     "attach, drop, attach": lambda m: attach_layers(

@@ -67,7 +67,7 @@ def cut_channels(
     """
     what, goal = _goal(until, cost)
     _check_choices(importance, round_to)
-    bare = surgery.make_permanent(surgery.copy_model(model)).eval()
+    bare = surgery.fold_masks(surgery.copy_model(model)).eval()
     image = noise_like(example.shape, bare)
     layers, left_alone = removable_layers(bare, image, importance, round_to)
     before = _ratio_before(model)
@@ -193,7 +193,7 @@ def _bisect(
 def _remove_and_mask(model: nn.Module, image: Tensor, removed: Removed) -> nn.Module:
     """torch-pruning knows no masks: make them permanent first, read them off the zeros afterwards."""
     masked = list(surgery.masked_layers(model))
-    remove(surgery.make_permanent(model), image, removed)
+    remove(surgery.fold_masks(model), image, removed)
     for name in masked:
         layer = model.get_submodule(name)
         _put_mask_of_ones(layer, "weight")

@@ -16,7 +16,7 @@ from compress_aug.deploy.rewrite import rewrite
 from compress_aug.deploy.runtime import Session
 from compress_aug.errors import ExportError
 from compress_aug.folders import written_whole
-from compress_aug.surgery import copy_model, make_permanent
+from compress_aug.surgery import copy_model, fold_masks
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write(
     final = copy_model(model).cpu().float().eval()
     if finalize is not None:
         final = finalize(final).eval()
-    final = make_permanent(final)
+    final = fold_masks(final)
     graph, used, note = export_graph(final, torch.zeros(1, *image_shape), opset)
     if len(graph.graph.output) != 1:
         raise ExportError(
