@@ -302,6 +302,13 @@ def test_folders_are_never_overwritten(full, tmp_path, monkeypatch):
     assert run([Prune(sparsity=0.1)], None, resume=True).folder == Path("runs/toy-2"), "the newest"
 
 
+@pytest.mark.parametrize("out", ["a file/run", "a file"])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, out):
+    (tmp_path / "a file").write_text("in the way")
+    with pytest.raises(RunFolderError, match=r"cannot be written to|is not empty"):
+        run(FULL, tmp_path / out)
+
+
 def test_a_finished_run_resumes_to_itself(full):
     again = run(FULL, full.folder, resume=True)
     assert again.report == full.report

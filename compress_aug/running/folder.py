@@ -1,6 +1,7 @@
 """A run's folder: which one, what lies in it, and how it stays whole whenever the run is stopped."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -123,6 +124,18 @@ def new_folder(name: str, out: Path | None) -> RunFolder:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return RunFolder(path)
+
+
+def make_writable(folder: RunFolder) -> RunFolder:
+    """Create the folder, or raise RunFolderError that says why nothing can be written there."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder.path, os.W_OK) else "it is read-only"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    if reason:
+        raise RunFolderError(f"{folder.path} cannot be written to ({reason}): choose another --out.")
+    return folder
 
 
 def found_folder(name: str, out: Path | None) -> RunFolder:

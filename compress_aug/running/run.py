@@ -22,6 +22,7 @@ from compress_aug.running.folder import (
     RunFolder,
     check_same_recipe,
     found_folder,
+    make_writable,
     new_folder,
     outlook_from_json,
     outlook_to_json,
@@ -191,7 +192,7 @@ def _folder(recipe: Recipe, fabric: Fabric, out: Path | None, resume: bool) -> R
     told: tuple[str, str] = ("", "")
     if fabric.is_global_zero:
         try:
-            folder = found_folder(recipe.name, out) if resume else new_folder(recipe.name, out)
+            folder = make_writable(found_folder(recipe.name, out) if resume else new_folder(recipe.name, out))
             if resume:
                 check_same_recipe(folder, recipe)
             told = (str(folder.path), "")
