@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from compress_aug.errors import BudgetMissed, CompressAugError, RecipeError, UserError
 
@@ -36,7 +37,7 @@ DataOption = Annotated[
 ]
 TargetOption = Annotated[str | None, typer.Option(help="The device: a name (see `list`) or a YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="Where training runs: auto, cpu, cuda, cuda:N.")]
-SeedOption = Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Instead of the recipe's seed.")]
 FromOption = Annotated[
     Path | None, typer.Option("--from", help="A finished run whose compressed model this recipe starts on.")
 ]
@@ -45,19 +46,25 @@ RunArgument = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 def _console() -> Console:
     # In a log file there is no width to ask for, and 80 columns would break the tables.
-    return Console(width=None if sys.stdout.isatty() else 110)
+    # No markup: paths and names come from users, and "[/x]" or ":smile:" in them is just text.
+    return Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False)
 
 
-def _recipe(name: str, sets: list[str] | None, beginning: Path | None = None) -> Any:
+def _recipe(name: str, sets: list[str] | None, start: Any = None) -> Any:
     from compress_aug.recipe import load_recipe
     from compress_aug.stages import Outlook
 
-    if beginning is None:
-        return load_recipe(name, sets or [], start=Outlook())
-    from compress_aug.running.folder import RunFolder
-    from compress_aug.running.run import run_of
+    return load_recipe(name, sets or [], start=start or Outlook())
 
-    return load_recipe(name, sets or [], start=run_of(RunFolder(beginning))[2])
+
+def _start(recipe: str, start_from: Path | None, *, resume: bool = False, out: Path | None = None) -> Any:
+    """What is known of the model that the recipe starts on; None for a fresh one."""
+    if start_from is None and not resume:
+        return None
+    from compress_aug.running.run import beginning_of
+
+    began = beginning_of(recipe, start_from, resume=resume, out=out)
+    return began[2] if began else None
 
 
 def _data(given: str | None) -> Any:
@@ -103,7 +110,7 @@ def run(
 ) -> None:
     """Run a recipe: train, compress, export, prove and time."""
     console = _console()
-    loaded = _recipe(recipe, sets, start_from)
+    loaded = _recipe(recipe, sets, _start(recipe, start_from, resume=resume, out=out))
     from compress_aug.report import report_table, write_page
     from compress_aug.running import run as run_recipe
 
@@ -149,22 +156,22 @@ def check(
 ) -> None:
     """Find whatever can fail before training: recipe, data, each surgery, two steps of each training, the export."""
     console = _console()
-    loaded = _recipe(recipe, sets, start_from)
+    loaded = _recipe(recipe, sets, _start(recipe, start_from))
     from compress_aug.running import check as check_recipe
 
     check_recipe(
         loaded, start_from=start_from, device=device, console=console, **_choices(model, data, target, seed)
     )
-    console.print(f"[bold]{recipe}[/bold]: every stage works on this model and this data.", highlight=False)
+    console.print(f"{recipe}: every stage works on this model and this data.", highlight=False)
 
 
 @app.command()
 def plan(recipe: RecipeName, sets: Sets = None, start_from: FromOption = None) -> None:
     """Show the unrolled timeline of a recipe as a table."""
-    loaded = _recipe(recipe, sets, start_from)
+    start = _start(recipe, start_from)
+    loaded = _recipe(recipe, sets, start)
     table = Table(title=f"{loaded.name}: {len(loaded.stages)} stages", title_justify="left")
-    start = _start_outlook(start_from)
-    rows = loaded.plan(start)
+    rows = loaded.plan(start) if start else loaded.plan()
     table.add_column("#", justify="right")
     for name in rows[0]:
         table.add_column(name, justify="right" if name in ("epochs", "sparsity") else "left")
@@ -174,17 +181,6 @@ def plan(recipe: RecipeName, sets: Sets = None, start_from: FromOption = None) -
     console.print(table)
     for line in loaded.warnings():
         console.print(f"Note: {line}.", highlight=False, markup=False)
-
-
-def _start_outlook(start_from: Path | None) -> Any:
-    from compress_aug.stages import Outlook
-
-    if start_from is None:
-        return Outlook()
-    from compress_aug.running.folder import RunFolder
-    from compress_aug.running.run import run_of
-
-    return run_of(RunFolder(start_from))[2]
 
 
 @app.command("list")
@@ -309,14 +305,14 @@ def main() -> None:
     """The entry point: exit code 0 done, 1 the work failed or a budget was missed, 2 the user can put it right."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    errors = Console(stderr=True, soft_wrap=True)
+    errors = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
     try:
         app(arguments, standalone_mode=True)
     except CompressAugError as error:
         if debug:
             traceback.print_exc()
         for line in str(error).splitlines():
-            errors.print(f"[bold red]error:[/bold red] {_escaped(line)}", highlight=False)
+            errors.print(Text("error:", style="bold red"), line, highlight=False)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         errors.print("Stopped.")
@@ -325,15 +321,9 @@ def main() -> None:
         if debug:
             raise
         kind = type(error).__name__
-        errors.print(f"[bold red]internal error:[/bold red] {_escaped(f'{kind}: {error}')}", highlight=False)
+        errors.print(Text("internal error:", style="bold red"), f"{kind}: {error}", highlight=False)
         errors.print("This is a mistake of ours; the same command with --debug shows where.")
         raise SystemExit(1) from None
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

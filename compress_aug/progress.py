@@ -77,9 +77,9 @@ class EpochProgress:
         self._shown = 0.0
         # On a terminal the bar moves; elsewhere its redrawn lines would fill the log.
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=console,

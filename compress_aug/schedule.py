@@ -21,7 +21,7 @@ MAX_MAGNITUDE = 30
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Ramp(_Form):
@@ -31,8 +31,8 @@ class Ramp(_Form):
     9.0
     """
 
-    start: float = Field(description="the value at the beginning")
-    end: float = Field(description="the value at the end")
+    start: float = Field(strict=True, description="the value at the beginning")
+    end: float = Field(strict=True, description="the value at the end")
     shape: Literal["linear", "cosine", "cubic", "step"] = Field(
         "linear",
         description="cubic falls fast first (as in gradual pruning, arXiv 1710.01878); step is a stair",
@@ -47,8 +47,10 @@ class Halving(_Form):
     0.1
     """
 
-    start: float
-    halve_every: float = Field(gt=0, le=1, description="share of the stage after which the value is halved")
+    start: float = Field(strict=True)
+    halve_every: float = Field(
+        strict=True, gt=0, le=1, description="share of the stage after which the value is halved"
+    )
 
 
 class Points(_Form):

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,7 +161,9 @@ def comparable(report):
 
 
 def test_twice_the_same_seed_is_twice_the_same_run(full, tmp_path):
-    again = run(FULL, tmp_path / "again")
+    model = tiny_net()
+    torch.manual_seed(12345)  # what was drawn before must not matter
+    again = run(FULL, tmp_path / "again", model=model)
     assert comparable(again.report) == comparable(full.report)
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (full.folder / "model.onnx").read_bytes()
     other = run(FULL[:2], tmp_path / "other", seed=5)
@@ -331,6 +334,57 @@ def test_from_a_run_a_new_recipe_goes_on(full, tmp_path):
     assert not (tmp_path / "third").exists() and not (tmp_path / "fourth").exists()
 
 
+def test_a_run_from_another_resumes_without_it(full, tmp_path):
+    """It has its own copy of what it started from, and needs no --from to go on."""
+    source = tmp_path / "source"
+    shutil.copytree(full.folder, source)
+    stages = [train(1, distill=Distill(teacher="teacher")), Prune(sparsity=0.7)]
+    whole = run(stages, tmp_path / "whole", start_from=source)
+    run(stages, tmp_path / "next", start_from=source)
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "next" / "01-prune")
+    resumed = run(stages, tmp_path / "next", resume=True)
+    assert comparable(resumed.report) == comparable(whole.report)
+    fresh = run([Prune(sparsity=0.1)], tmp_path / "fresh")
+    with pytest.raises(RunFolderError, match="did not start from another run"):
+        run([Prune(sparsity=0.1)], fresh.folder, resume=True, start_from=full.folder)
+
+
+def test_what_a_kill_left_before_the_recipe_is_no_obstacle(full, tmp_path):
+    out = tmp_path / "run"
+    (out / "start").mkdir(parents=True)
+    (out / ".recipe.yaml.part").write_text("half")
+    assert run([Prune(sparsity=0.7)], out, start_from=full.folder).report["finished"]
+
+
+def test_data_that_cannot_go_through_the_start_is_refused_before_anything_is_written(full, tmp_path):
+    with pytest.raises(RunFolderError, match="image_shape"):
+        run([Prune(sparsity=0.7)], tmp_path / "run", start_from=full.folder, data=tiny_data(size=16))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_factory_that_gives_the_same_object_again_is_safe(tmp_path):
+    recipe = Recipe(
+        [Prune(sparsity=0.5), Keep(name="teacher"), train()], model=f"{__name__}:shared", name="toy"
+    )
+    keys = {"data": tiny_data(), "device": "cpu", "console": QUIET}
+    compress_aug.run(recipe, out=tmp_path / "run", **keys)
+    assert measure.sparsity(compress_aug.load(tmp_path / "run")) == pytest.approx(0.5, abs=0.01)
+
+
+def shared(_made=[]):  # noqa: B006
+    if not _made:
+        _made.append(tiny_net())
+    return _made[0]
+
+
+def test_marks_in_names_are_just_text(tmp_path):
+    printed = Console(file=(tmp_path / "log").open("w"), width=100)
+    run([Prune(sparsity=0.1)], tmp_path / "[/x] :smile:", console=printed)
+    printed.file.close()
+    assert "[/x] :smile:" in (tmp_path / "log").read_text().replace("\n", " ")
+
+
 def test_a_missed_budget_comes_after_everything_is_written(tmp_path):
     stages = [
         train(),
@@ -344,7 +398,9 @@ def test_a_missed_budget_comes_after_everything_is_written(tmp_path):
     )
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["finished"] and len(report["stages"]) == 3
-    assert report["exports"][0]["misses"] == caught.value.misses
+    assert [f"model.onnx: {miss}" for miss in report["exports"][0]["misses"]] == caught.value.misses
+    with pytest.raises(BudgetMissed):
+        run(stages, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "model.onnx").is_file()
 
 
@@ -448,8 +504,6 @@ def saturating_target(folder):
 
 
 def test_export_again_for_another_target(full, tmp_path):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(full.folder, folder)
     keys = {"model": tiny_net(), "data": tiny_data(), "console": QUIET}

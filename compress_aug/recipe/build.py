@@ -58,7 +58,7 @@ class Build:
         return {
             "model": self._typed(data, "model", (str, dict), None, "a name or {call: ...}"),
             "data": self._typed(data, "data", (str, dict), None, "a name, {folder: ...} or {call: ...}"),
-            "seed": self._typed(data, "seed", (int,), 0, "a whole number"),
+            "seed": self._seed(data),
             "target": self._target(data),
             "name": self._typed(data, "name", (str,), name, "a word"),
         }
@@ -79,6 +79,12 @@ class Build:
             self._problem((key,), f"expected {expected}, found {given!r}")
             return default
         return given
+
+    def _seed(self, data: dict[Any, Any]) -> int:
+        seed: int = self._typed(data, "seed", (int,), 0, "a whole number")
+        if not 0 <= seed < 2**63:
+            self._problem(("seed",), f"expected a whole number in 0..2^63-1, found {seed}")
+        return seed
 
     def _target(self, data: dict[Any, Any]) -> str:
         target: str = self._typed(data, "target", (str,), "host_cpu", "a device's name or a path")

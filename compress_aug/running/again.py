@@ -1,11 +1,16 @@
 """export_again: the model of a run written once more, for another target or under another name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
+from torch import nn
 
-from compress_aug.errors import QuantizeError
+from compress_aug.errors import QuantizeError, RecipeError, RunFolderError
+from compress_aug.quantization import is_quantized, weight_bits
+from compress_aug.reading import sentences
 from compress_aug.recipe import with_choices
 from compress_aug.running.folder import RunFolder
 from compress_aug.running.run import load_inputs, make_fabric, metadata_of, run_of
@@ -35,14 +40,17 @@ def export_again(
     place = RunFolder(Path(folder))
     recipe, _, outlook = run_of(place)
     recipe = with_choices(recipe, model=model, data=data)
-    stage = Export(file=file)
+    stage = _export_to(file)
     rows = place.done_rows(recipe)
     chosen = load_target(target or recipe.target)
-    _check_bits(chosen, outlook.weight_bits)
+    stage.foresee(replace(outlook, files=()))
     inputs = load_inputs(with_choices(recipe, target=target))
     fabric = make_fabric("cpu")
     state = finished_state(place, recipe, len(rows), inputs.fresh, fabric.device)
+    _check_bits(chosen, state.model)
     report = place.read_json(place.path / "report.json")
+    if report is None:
+        raise RunFolderError(f"{place.path} has no report.json: go on with its run by --resume first.")
     record: dict[str, Any] = {"notes": []}
     walk = Walk(
         recipe,
@@ -51,7 +59,7 @@ def export_again(
         chosen,
         fabric,
         inputs.fresh,
-        console or Console(),
+        console or Console(markup=False, emoji=False),
         report,
         [outlook],
         metadata=metadata_of(recipe, inputs.data),
@@ -63,8 +71,15 @@ def export_again(
     return row
 
 
-def _check_bits(target: Target, weight_bits: int) -> None:
-    if target.int8_saturates and weight_bits == 8:
+def _export_to(file: str) -> Export:
+    try:
+        return Export(file=file)
+    except ValidationError as error:
+        raise RecipeError([f"--file: {sentence}" for _, sentence in sentences(error, Export)]) from None
+
+
+def _check_bits(target: Target, model: nn.Module) -> None:
+    if target.int8_saturates and is_quantized(model) and 8 in weight_bits(model).values():
         raise QuantizeError(
             f"{target.name} adds int8 products with saturation and needs weights of 7 bits from the start of "
             f"training, these have 8: run the recipe again with --target {target.name}."

@@ -113,7 +113,7 @@ def new_folder(name: str, out: Path | None) -> RunFolder:
     Raises RunFolderError if `out` holds anything: nothing that is there is overwritten.
     """
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.is_file() or (out.is_dir() and not all(map(_left_by_a_kill, out.iterdir()))):
             raise RunFolderError(
                 f"{out} is not empty: go on with the run in it by --resume, or choose another --out."
             )
@@ -124,6 +124,11 @@ def new_folder(name: str, out: Path | None) -> RunFolder:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return RunFolder(path)
+
+
+def _left_by_a_kill(path: Path) -> bool:
+    """What a run writes before its recipe.yaml: of no worth to anybody if it was stopped there."""
+    return path.name in ("start", "kept") or path.name.endswith(".part")
 
 
 def make_writable(folder: RunFolder) -> RunFolder:

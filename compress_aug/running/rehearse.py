@@ -10,6 +10,8 @@ from rich.console import Console
 from compress_aug.recipe import Recipe
 from compress_aug.running.folder import RunFolder
 from compress_aug.running.run import (
+    beginning_of,
+    check_data_of_start,
     copy_start,
     load_inputs,
     make_fabric,
@@ -40,17 +42,19 @@ def check(
 
     Returns what report.json of such a rehearsal holds. Raises UserError or WorkError, as `run` would.
     """
-    console = console or Console()
-    beginning = Path(start_from) if start_from is not None else None
-    recipe, start = prepared(recipe, beginning, model=model, data=data, target=target, seed=seed)
+    console = console or Console(markup=False, emoji=False)
+    began = beginning_of(recipe, start_from)
+    recipe, start = prepared(recipe, began, model=model, data=data, target=target, seed=seed)
     outlooks = recipe.foresee(start)
     fabric = make_fabric(device)
     inputs = load_inputs(recipe, console)
+    if began:
+        check_data_of_start(began, inputs.data)
     few = inputs.data.limited(train=256, test=64)
     with tempfile.TemporaryDirectory(prefix="compress-aug-check-") as temporary:
         folder = RunFolder(Path(temporary))
-        if beginning:
-            copy_start(beginning, folder, start)
+        if began:
+            copy_start(began, folder)
         state = finished_state(folder, recipe, 0, inputs.fresh, fabric.device)
         report = new_report(recipe, inputs, fabric, folder, with_file=False)
         walk = Walk(

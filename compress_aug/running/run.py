@@ -35,6 +35,9 @@ from compress_aug.training import fit as our_fit
 
 Fresh = Callable[[], nn.Module]
 
+Began = tuple[Recipe, Path, Outlook]
+"""What a run starts from: the recipe of the run before, the checkpoint, and what is known of that model."""
+
 _VERSIONS = ("compress-aug", "torch", "torchvision", "brevitas", "torch-pruning", "onnx", "onnxruntime")
 
 
@@ -87,17 +90,19 @@ def run(
     >>> result.report["stages"][1]["word"]
     'prune'
     """
-    console = console or Console()
-    beginning = Path(start_from) if start_from is not None else None
-    recipe, start = prepared(recipe, beginning, model=model, data=data, target=target, seed=seed)
+    console = console or Console(markup=False, emoji=False)
+    began = beginning_of(recipe, start_from, resume=resume, out=out)
+    recipe, start = prepared(recipe, began, model=model, data=data, target=target, seed=seed)
     outlooks = recipe.foresee(start)
     fabric = make_fabric(device, devices)
     loaded = load_inputs(recipe, console)
+    if began:
+        check_data_of_start(began, loaded.data)
     fabric.launch()
     folder = _folder(recipe, fabric, Path(out) if out is not None else None, resume)
     if not fabric.is_global_zero:
         console = Console(quiet=True)
-    state, rows, report = _begin(recipe, folder, loaded, fabric, beginning if not resume else None, start)
+    state, rows, report = _begin(recipe, folder, loaded, fabric, None if resume else began)
     _introduce(console, recipe, loaded, fabric, folder, len(rows))
     walk = Walk(
         recipe,
@@ -116,15 +121,15 @@ def run(
     return Result(state.model.cpu().eval(), walk.report, folder.path, fabric.global_rank)
 
 
-def prepared(recipe: Recipe | str | Path, beginning: Path | None, **choices: Any) -> tuple[Recipe, Outlook]:
+def prepared(recipe: Recipe | str | Path, began: Began | None, **choices: Any) -> tuple[Recipe, Outlook]:
     """The recipe read, with the choices made for this run, and what is known of the model it starts on.
 
-    Raises RecipeError; RunFolderError if `beginning` holds no finished stage.
+    Raises RecipeError.
     """
-    start = run_of(RunFolder(beginning))[2] if beginning else Outlook()
+    start = began[2] if began else Outlook()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, start=start)
     recipe = with_choices(recipe, **choices)
-    return (_model_of_start(recipe, beginning) if beginning else recipe), start
+    return (_model_of_start(recipe, began[0]) if began else recipe), start
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,10 @@ def base_factory(spec: Any, image_shape: tuple[int, int, int], classes: int, see
 
     def build() -> nn.Module:
         # Forked, so that building a teacher's base in between does not move anybody else's random numbers.
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return load_model(spec, classes=classes, image_shape=image_shape)
+        # The copy is for functions that give the same object again: it must stay as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return copy_model(load_model(spec, classes=classes, image_shape=image_shape))
 
     return build
 
@@ -183,8 +189,51 @@ def make_fabric(device: str = "auto", devices: int = 1) -> Fabric:
     count = torch.cuda.device_count() if kind == "cuda" else devices
     if kind == "cuda" and (count < devices or (colon and int(number) >= count)):
         raise RecipeError(f"--device {device} with {devices} of them: this machine has {count} CUDA devices")
+    if colon and devices > 1:
+        raise RecipeError(
+            f"--device {device} names one device and --devices {devices}: leave out one of them"
+        )
     chosen: Any = [int(number)] if colon and kind == "cuda" else devices
     return Fabric(accelerator=kind, devices=chosen, strategy="ddp" if devices > 1 else "auto")
+
+
+def beginning_of(
+    recipe: Recipe | str | Path,
+    start_from: str | Path | None,
+    *,
+    resume: bool = False,
+    out: str | Path | None = None,
+) -> Began | None:
+    """What the run starts from, None for a fresh model.
+
+    A run that is resumed has its own copy, which outlives the run that it was taken from.
+
+    Raises RunFolderError if there is no such run, or if a resumed run did not start from another one.
+    """
+    if not resume:
+        return run_of(RunFolder(Path(start_from))) if start_from is not None else None
+    name = recipe.name if isinstance(recipe, Recipe) else Path(str(recipe)).stem
+    folder = found_folder(name, Path(out) if out is not None else None)
+    begun = folder.read_json(folder.path / "start" / "outlook.json")
+    if begun:
+        start = outlook_from_json(begun)
+        stored = load_recipe(folder.path / "recipe.yaml", start=start)
+        return stored, folder.path / "start" / "model.safetensors", start
+    if start_from is not None:
+        raise RunFolderError(f"{folder.path} did not start from another run: leave out --from to resume it.")
+    return None
+
+
+def check_data_of_start(began: Began, data: Data) -> None:
+    """Refuse data that cannot go through the model that the run starts on, before anything is written."""
+    about = checkpoint.read_extra(began[1])
+    here = {"classes": len(data.classes), "image_shape": list(data.image_shape)}
+    for key, value in here.items():
+        if about[key] != value:
+            raise RunFolderError(
+                f"--from: that model was made for {key} {about[key]}, the data has {value}; "
+                "give data of the same kind."
+            )
 
 
 def _folder(recipe: Recipe, fabric: Fabric, out: Path | None, resume: bool) -> RunFolder:
@@ -205,12 +254,12 @@ def _folder(recipe: Recipe, fabric: Fabric, out: Path | None, resume: bool) -> R
 
 
 def _begin(
-    recipe: Recipe, folder: RunFolder, inputs: Inputs, fabric: Fabric, beginning: Path | None, start: Outlook
+    recipe: Recipe, folder: RunFolder, inputs: Inputs, fabric: Fabric, began: Began | None
 ) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
     """The state to go on from, the rows of the stages that are done, and the report so far."""
     if fabric.is_global_zero:
-        if beginning is not None:
-            copy_start(beginning, folder, start)
+        if began is not None:
+            copy_start(began, folder)
         if not (folder.path / "recipe.yaml").exists():
             folder.path.mkdir(parents=True, exist_ok=True)
             # Last, because a folder with a recipe.yaml can be resumed.
@@ -221,9 +270,11 @@ def _begin(
     state = finished_state(folder, recipe, len(rows), inputs.fresh, fabric.device)
     report = folder.read_json(folder.path / "report.json")
     if report is None:
-        report = new_report(recipe, inputs, fabric, folder)
+        # The first process alone exports and times the model that came in.
         if fabric.is_global_zero:
+            report = new_report(recipe, inputs, fabric, folder)
             folder.write_json(folder.path / "report.json", report)
+        report = fabric.broadcast(report) if fabric.world_size > 1 else report
     fabric.barrier()
     return state, rows, report
 
@@ -296,10 +347,12 @@ def _introduce(
     data = inputs.data
     number = f"{fabric.world_size} x " if fabric.world_size > 1 else ""
     console.print(
-        f"[bold]{recipe.name}[/bold] on {data.name}: {len(data.train):,} images to train on, "
+        f"{recipe.name} on {data.name}: {len(data.train):,} images to train on, "
         f"{len(data.validation):,} to validate, {len(data.test):,} to test; {len(data.classes)} classes; "
         f"{number}{fabric.device.type}, {torch.get_num_threads()} threads; in {folder.path}",
         highlight=False,
+        markup=False,
+        emoji=False,
     )
     for line in recipe.warnings():
         console.print(f"  note: {line}", highlight=False, markup=False, soft_wrap=True)
@@ -355,25 +408,26 @@ def run_of(place: RunFolder) -> tuple[Recipe, Path, Outlook]:
     return recipe, last, outlook_from_json(rows[-1]["outlook"]) if rows else start
 
 
-def _model_of_start(recipe: Recipe, beginning: Path) -> Recipe:
+def _model_of_start(recipe: Recipe, before: Recipe) -> Recipe:
     """A recipe that starts on a run's model starts on that run's base model, and must not name another one."""
-    before, _, _ = run_of(RunFolder(beginning))
     if recipe.model is None:
         return with_choices(recipe, model=before.model)
     if before.model is not None and not isinstance(recipe.model, nn.Module) and recipe.model != before.model:
         raise RecipeError(
-            f"--from {beginning}: that run compressed model {before.model!r}, this recipe names {recipe.model!r}; "
+            f"--from: that run compressed model {before.model!r}, this recipe names {recipe.model!r}; "
             "leave out the recipe's model, or say --model with the run's"
         )
     return recipe
 
 
-def copy_start(beginning: Path, folder: RunFolder, start: Outlook) -> None:
+def copy_start(began: Began, folder: RunFolder) -> None:
     """Copy what the run starts from, so that it stays whole when that other run is deleted."""
-    _, last, _ = run_of(RunFolder(beginning))
+    _, last, start = began
     wanted = [(last, folder.path / "start" / "model.safetensors")]
     wanted += [
-        (p, folder.path / "kept" / p.name) for p in (beginning / "kept").glob("*") if p.stem in start.kept
+        (kept, folder.path / "kept" / kept.name)
+        for kept in (last.parent.parent / "kept").glob("*")
+        if kept.stem in start.kept
     ]
     for source, goal in wanted:
         goal.parent.mkdir(parents=True, exist_ok=True)

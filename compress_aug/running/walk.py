@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor, nn
 
 from compress_aug import checkpoint, measure
@@ -55,37 +56,41 @@ class Walk:
 
     def run(self, state: State, rows: list[dict[str, Any]]) -> State:
         """Run every stage after the first len(rows), which are done. Raises what stages raise, told well."""
-        failures: list[BudgetMissed] = []
         self.report["stages"] = [row["row"] for row in rows]
-        self.report["exports"] = [row["export"] for row in rows if row.get("export")]
+        done = [row["export"] for row in rows if row.get("export")]
+        files = {export["file"] for export in done}
+        # Files that were exported again later belong to no stage.
+        self.report["exports"] = done + [e for e in self.report["exports"] if rows and e["file"] not in files]
         for index in range(len(rows), len(self.recipe.stages)):
             with self._told_well(index):
-                state = self._stage(index, state, failures)
+                state = self._stage(index, state)
         self.report["finished"] = True
         self._write_report()
-        if failures and not self.rehearsal:
-            raise failures[0]
+        misses = [f"{e['file']}: {miss}" for e in self.report["exports"] for miss in e.get("misses", [])]
+        if misses and not self.rehearsal and self.fabric.is_global_zero:
+            missed = BudgetMissed(misses)
+            missed.folder = self.folder.path
+            raise missed
         return state
 
-    def _stage(self, index: int, state: State, failures: list[BudgetMissed]) -> State:
+    def _stage(self, index: int, state: State) -> State:
         stage = self.recipe.stages[index]
         path = self.folder.stage(index, stage)
-        self.console.print(f"[bold]{path.name}[/bold]  {stage.title()}", highlight=False)
+        self.console.print(Text(f"{path.name}  {stage.title()}", style="bold"))
         started = time.perf_counter()
         record: dict[str, Any] = {"notes": []}
         alone = self.fabric.world_size > 1 and not stage.distributed
         if not alone or self.fabric.is_global_zero:
-            state = stage.run(state, self.setup(index, stage, record))
+            setup = self.setup(index, stage, record)
+            # What a stage draws (first weights of attached layers, say) depends on the seed alone.
+            torch.manual_seed(setup.seed)
+            state = stage.run(state, setup)
             if self.fabric.is_global_zero:
                 self._finish(index, stage, state, record, time.perf_counter() - started)
         if self.fabric.world_size > 1:
             self.fabric.barrier()
             if alone and not self.fabric.is_global_zero:
                 state = self._reloaded(state, path / "model.safetensors")
-        failure = record.get("failure")
-        if isinstance(failure, BudgetMissed):
-            failure.folder = self.folder.path
-            failures.append(failure)
         return state
 
     def _reloaded(self, state: State, path: Path) -> State:
@@ -150,7 +155,7 @@ class Walk:
         if done["export"]:
             self.report["exports"].append(done["export"])
         self._write_report()
-        self.console.print(f"  {_summary(row)}", highlight=False, soft_wrap=True)
+        self.console.print(f"  {_summary(row)}", highlight=False, markup=False, soft_wrap=True)
 
     def _row(
         self, index: int, stage: Stage, state: State, record: dict[str, Any], seconds: float
@@ -171,7 +176,7 @@ class Walk:
             row |= measured(model, self.data.image_shape)
         else:
             row |= {name: previous[name] for name in sizes}
-        extra = {k: v for k, v in record.items() if k not in ("failure", "export", "loss")}
+        extra = {k: v for k, v in record.items() if k not in ("export", "loss")}
         return {**row, "magnitude": None, "history": None, **extra}
 
     def _write_report(self) -> None:

@@ -1,6 +1,7 @@
 """export: the model as an ONNX file, proven equal on real images, audited, and timed in a fresh process."""
 
 import gzip
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from compress_aug.errors import BudgetMissed, RecipeError
+from compress_aug.errors import RecipeError
 from compress_aug.stages.base import Outlook, Part, Setup, Stage, State
 
 if TYPE_CHECKING:
@@ -52,16 +53,21 @@ class Export(Stage):
             raise ValueError(f'file: expected a name within the run\'s folder, found "{given}"')
         if path.suffix != ".onnx":
             raise ValueError(f'file: expected a name that ends in .onnx, found "{given}"')
-        return given
+        if not re.fullmatch(r"[\w .+/-]{1,200}", given):
+            raise ValueError(
+                f'file: expected at most 200 letters, digits, spaces and "._+-/", found "{given}"'
+            )
+        return str(path)
 
     def foresee(self, outlook: Outlook) -> Outlook:
         if outlook.attached:
             raise RecipeError(
                 "export: additional layers are still attached; a drop stage must come before it"
             )
-        if self.file in outlook.files:
-            raise RecipeError(f'file: an earlier stage exports to "{self.file}" already; choose another name')
-        return replace(outlook, files=(*outlook.files, self.file))
+        mine = _names(self.file)
+        if taken := [name for name in mine if name in (*outlook.files, "original.onnx")]:
+            raise RecipeError(f'file: "{taken[0]}" is written already by this run; choose another name')
+        return replace(outlook, files=(*outlook.files, *mine))
 
     def title(self) -> str:
         return f"export {self.file}"
@@ -72,12 +78,16 @@ class Export(Stage):
         model = quantization.finalize(state.model) if quantization.is_quantized(state.model) else state.model
         row = export_model(model, setup, setup.folder / self.file)
         row["misses"] = self.budget.misses(row)
+        # A miss fails the run, but only after everything is written: the walk raises at its end.
         setup.record("export", row)
-        if row["misses"]:
-            # The runner finishes the run, files and report included, and raises then.
-            setup.record("failure", BudgetMissed(row["misses"]))
         # The model that goes on, and that `load` gives back, is the one that the file was proven equal to.
         return replace(state, model=model)
+
+
+def _names(file: str) -> list[str]:
+    """The files that an export writes: itself, before it is proven, and its float twin."""
+    path = PurePosixPath(file)
+    return [str(path), *(str(path.with_suffix(f".{kind}.onnx")) for kind in ("unproven", "float"))]
 
 
 def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from lightning_fabric import Fabric
@@ -80,6 +81,8 @@ def _load(training: Training, path: Path) -> None:
     try:
         state = torch.load(path, map_location=training.fabric.device, weights_only=True)
         training.load_state_dict(state)
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{path} is not a state of this training: {reason}.") from error
+    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError, UnpicklingError) as error:
+        raise RunFolderError(
+            f"{path} is not a state of this training, or damaged ({type(error).__name__}): delete it, and the "
+            "stage begins anew."
+        ) from error

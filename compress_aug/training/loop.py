@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compress_aug import measure
 from compress_aug.batch import Batch
 from compress_aug.data import Data
-from compress_aug.errors import TrainingError
+from compress_aug.errors import ModelError, TrainingError
 from compress_aug.precision import choose_precision
 from compress_aug.quantization import is_quantized
 from compress_aug.training.objective import CrossEntropy, Objective
@@ -154,6 +154,10 @@ class Training:
         batch = replace(batch, inputs=inputs)
         with self._autocast():
             logits = self._wrapped(inputs)
+            if not isinstance(logits, Tensor):
+                raise ModelError(
+                    f"In training the model returns a {type(logits).__name__}: expected one tensor (images, classes)."
+                )
             losses = self.objective.loss(batch, logits)
         self._descend(losses)
         self._tally.add(sum(losses.values()), logits, batch.targets, magnitude, lr)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compress_aug import measure
+from compress_aug.errors import ModelError
 from compress_aug.quantization import mean_weight_bits
 
 
@@ -78,6 +79,8 @@ def facts_of(model: nn.Module, original: Mapping[str, float] | None = None) -> C
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW. Weights decay; biases, norms and quantizer scales (fewer than two axes) do not."""
     trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise ModelError("The model has no parameters that want a gradient: there is nothing to train.")
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
