@@ -65,11 +65,12 @@ def call(
         given = {**{key: value for key, value in (offered or {}).items() if key in known}, **given}
         _check_arguments(text, signature, given, what, error)
     try:
-        return function(**given)
+        with _current_folder_importable():
+            return function(**given)
     except UserError:
         raise
     # Whatever the user's code raises is the user's to see: its own words, and its traceback as the cause.
-    except Exception as reason:
+    except (Exception, SystemExit) as reason:
         raise error(f"{what}: {text} raised {type(reason).__name__}: {reason}") from reason
 
 
@@ -108,7 +109,7 @@ def _import(name: str, what: str, error: type[UserError]) -> ModuleType:
                 f"{_near_file(reason.name)}"
             ) from None
         raise error(f'{what}: module "{name}" does not import: {reason}') from reason
-    except Exception as reason:
+    except (Exception, SystemExit) as reason:
         raise error(f'{what}: module "{name}" does not import: {type(reason).__name__}: {reason}') from reason
 
 
@@ -128,4 +129,6 @@ def _current_folder_importable() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        # The user's code may have taken it out itself.
+        if folder in sys.path:
+            sys.path.remove(folder)

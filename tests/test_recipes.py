@@ -1,5 +1,8 @@
 """Every shipped recipe: read, planned, and run for two steps of each training on toy data, exports included."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from rich.console import Console
@@ -39,6 +42,20 @@ def test_its_header_says_what_it_does_and_how_to_run_it(name):
     head = [line for line in text.splitlines() if line.startswith("#")]
     assert head[0].startswith(f"# {name.rpartition('/')[2]} — ")
     assert any(f"compress-aug run {name}" in line for line in head)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_shows_its_stages_as_they_ship(name, tmp_path):
+    page = (Path(__file__).parent.parent / "README.md").read_text()
+    shown = re.search(rf"^\*\*`{name}`\*\*.*?^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    if name == "quickstart":
+        assert shown is None, "the README shows its table"
+        return
+    assert shown
+    shipped_text = (shipped("recipes") / f"{name}.yaml").read_text()
+    head = shipped_text[: shipped_text.index("stages:")].replace("target: raspberry_pi_4\n", "")
+    (tmp_path / "shown.yaml").write_text(head + shown[1])
+    assert load_recipe(tmp_path / "shown.yaml").stages == load_recipe(name).stages
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -152,6 +152,8 @@ class Build:
             bad = [n for n, row in enumerate(rounds) if not isinstance(row, dict)]
             for n in bad:
                 self._problem((*key, "rounds", n), "expected a row such as {sparsity: 0.2, magnitude: 12}")
+            if not rounds:
+                self._problem((*key, "rounds"), "expected at least one row")
             return [] if bad else rounds
         if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= 1000:
             self._problem(

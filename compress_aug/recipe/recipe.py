@@ -194,7 +194,7 @@ def _word(stage: Stage) -> str:
 def _override(document: Document, text: str) -> None:
     """Set one value of the document. Every part of the path but the last must exist."""
     path, equals, value = text.partition("=")
-    parts: list[str | int] = [int(p) if p.isdigit() else p for p in path.strip().split(".")]
+    parts: list[str | int] = [int(p) if p.isascii() and p.isdecimal() else p for p in path.strip().split(".")]
     if not equals or not path.strip():
         raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set stages.0.train.epochs=2")
     here = document.data

@@ -63,6 +63,9 @@ class RunFolder:
             done = self.read_json(self.stage(index, stage) / "done.json")
             if done is None:
                 break
+            if not isinstance(done, dict) or not {"row", "outlook"} <= set(done):
+                path = self.stage(index, stage) / "done.json"
+                raise RunFolderError(f"{path} is damaged: delete it, and the stage is done again.")
             rows.append(done)
         return rows
 
