@@ -188,7 +188,11 @@ class Walk:
         """Turn Ctrl-C and a full disk into sentences that say how to go on."""
         stage = self.recipe.stages[index]
         where = f"stage {index} ({stage.title()})"
-        on = f"Everything up to there is kept in {self.folder.path}; go on with --resume."
+        path = self.folder.path
+        again = f"compress-aug run {path}/recipe.yaml --out {path} --resume"
+        on = f"Everything up to there is kept in {path}; go on with --resume: {again}"
+        if self.rehearsal:
+            on = "It was a check: nothing is kept."
         try:
             yield
         except (KeyboardInterrupt, Interrupted) as error:

@@ -72,6 +72,12 @@ class Training:
             self.fabric.device, settings.precision, quantized=is_quantized(model), sample=data.image_shape
         )
         note(chosen.reason)
+        images, used = len(data.train), self.steps_per_epoch * settings.batch_size
+        if used < 0.9 * images:
+            note(
+                f"{used} of {images} images an epoch, in whole batches; a smaller batch_size than "
+                f"{settings.batch_size} uses more"
+            )
         self._dtype = chosen.autocast
         self._layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
         self.model = model.to(self.fabric.device).to(memory_format=self._layout)
