@@ -61,7 +61,7 @@ def _start(recipe: str, start_from: Path | None, *, resume: bool = False, out: P
     """What is known of the model that the recipe starts on; None for a fresh one."""
     if start_from is None and not resume:
         return None
-    from compress_aug.running.run import beginning_of
+    from compress_aug.running.start import beginning_of
 
     began = beginning_of(recipe, start_from, resume=resume, out=out)
     return began[2] if began else None

@@ -13,7 +13,8 @@ from compress_aug.quantization import is_quantized, weight_bits
 from compress_aug.reading import sentences
 from compress_aug.recipe import with_choices
 from compress_aug.running.folder import RunFolder
-from compress_aug.running.run import load_inputs, make_fabric, metadata_of, run_of
+from compress_aug.running.run import load_inputs, make_fabric, metadata_of
+from compress_aug.running.start import run_of
 from compress_aug.running.walk import Walk, finished_state
 from compress_aug.stages import Export
 from compress_aug.targets import Target, load_target

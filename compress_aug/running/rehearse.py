@@ -9,16 +9,8 @@ from rich.console import Console
 
 from compress_aug.recipe import Recipe
 from compress_aug.running.folder import RunFolder
-from compress_aug.running.run import (
-    beginning_of,
-    check_data_of_start,
-    copy_start,
-    load_inputs,
-    make_fabric,
-    metadata_of,
-    new_report,
-    prepared,
-)
+from compress_aug.running.run import load_inputs, make_fabric, metadata_of, new_report
+from compress_aug.running.start import beginning_of, check_data_of_start, copy_start, prepared
 from compress_aug.running.walk import Walk, finished_state
 
 STEPS = 2
