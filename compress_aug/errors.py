@@ -10,6 +10,7 @@ CompressAugError
 │   │   ├── PruneError
 │   │   ├── AttachError
 │   │   └── QuantizeError
+│   ├── StageError            a stage of the user's own failed
 │   └── MissingPart           an optional package is not installed
 └── WorkError                 the work itself failed: the command line exits with 1
     ├── TrainingError         the loss left the real numbers, ...
@@ -75,6 +76,10 @@ class AttachError(SurgeryError):
 
 class QuantizeError(SurgeryError):
     """This model, or this choice of bits, cannot be quantized."""
+
+
+class StageError(UserError):
+    """A stage of the user's own raised an error, or returned something else than a State."""
 
 
 class MissingPart(UserError):

@@ -35,7 +35,15 @@ from compress_aug import (
     Train,
     measure,
 )
-from compress_aug.errors import BudgetMissed, Interrupted, ModelError, RecipeError, RunFolderError, WorkError
+from compress_aug.errors import (
+    BudgetMissed,
+    Interrupted,
+    ModelError,
+    RecipeError,
+    RunFolderError,
+    StageError,
+    WorkError,
+)
 
 QUIET = Console(quiet=True)
 
@@ -467,6 +475,22 @@ def test_a_stage_of_ones_own_keeps_a_schedule_that_training_uses(tmp_path):
     assert result.report["stages"][1]["magnitude"][0] == 6
     resumed = run([Halve(), train(2, augment=Augment(magnitude="mine"))], tmp_path / "run", resume=True)
     assert resumed.report == result.report
+
+
+class Careless(Stage):
+    word = "careless"
+    how: str
+
+    def run(self, state, setup):
+        return state.nothing if self.how == "raises" else None
+
+
+@pytest.mark.parametrize(
+    ("how", "told"), [("raises", "raised AttributeError"), ("forgets", "returned a NoneType")]
+)
+def test_a_mistake_in_a_stage_of_ones_own_is_told_as_that(tmp_path, how, told):
+    with pytest.raises(StageError, match=rf"The stage test_running:\S*Careless {told}"):
+        run([Careless(how=how)], tmp_path / "run")
 
 
 def test_check_tries_everything_and_leaves_nothing(tmp_path, monkeypatch):

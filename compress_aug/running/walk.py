@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compress_aug import checkpoint, measure
 from compress_aug.data import Data
-from compress_aug.errors import BudgetMissed, Interrupted, WorkError
+from compress_aug.errors import BudgetMissed, CompressAugError, Interrupted, StageError, WorkError
 from compress_aug.progress import EpochProgress
 from compress_aug.quantization import is_quantized, mean_weight_bits
 from compress_aug.recipe import Recipe
@@ -84,7 +84,7 @@ class Walk:
             setup = self.setup(index, stage, record)
             # What a stage draws (first weights of attached layers, say) depends on the seed alone.
             torch.manual_seed(setup.seed)
-            state = stage.run(state, setup)
+            state = _run_stage(stage, state, setup)
             if self.fabric.is_global_zero:
                 self._finish(index, stage, state, record, time.perf_counter() - started)
         if self.fabric.world_size > 1:
@@ -206,6 +206,22 @@ class Walk:
             raise WorkError(
                 f"The device ran out of memory in {where}: choose a smaller batch_size. {on}"
             ) from error
+
+
+def _run_stage(stage: Stage, state: State, setup: Setup) -> State:
+    """Run it; what a stage of the user's own does wrong is told as theirs, with its class."""
+    if type(stage).__module__.startswith("compress_aug."):
+        return stage.run(state, setup)
+    name = f"{type(stage).__module__}:{type(stage).__qualname__}"
+    try:
+        after: object = stage.run(state, setup)
+    except (CompressAugError, OSError):
+        raise
+    except Exception as error:
+        raise StageError(f"The stage {name} raised {type(error).__name__}: {error}") from error
+    if not isinstance(after, State):
+        raise StageError(f"The stage {name} returned a {type(after).__name__}: its run must return a State.")
+    return after
 
 
 def measured(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
