@@ -1,13 +1,17 @@
 """Image augmentation at a magnitude 0..30: batched, and the same for an image wherever it is drawn."""
 
-from compress_aug.augment.crop_flip import crop_and_flip
+from compress_aug.augment.crop_flip import draw_crop_flip
+from compress_aug.augment.cutout import draw_cutout
 from compress_aug.augment.draws import Stream, draw_words
-from compress_aug.augment.executor import apply_plan
+from compress_aug.augment.executor import Executor, apply_plan
 from compress_aug.augment.operations import Operation, check_magnitude, magnitude_arguments
-from compress_aug.augment.plan import Plan, draw_plan
-from compress_aug.augment.randaugment import RandAugment, augment_images
+from compress_aug.augment.pipeline import Augmentation
+from compress_aug.augment.plan import Plan, draw_magnitudes, draw_plan
+from compress_aug.augment.randaugment import RandAugment, augment_images, crop_and_flip
 
 __all__ = [
+    "Augmentation",
+    "Executor",
     "Operation",
     "Plan",
     "RandAugment",
@@ -16,6 +20,9 @@ __all__ = [
     "augment_images",
     "check_magnitude",
     "crop_and_flip",
+    "draw_crop_flip",
+    "draw_cutout",
+    "draw_magnitudes",
     "draw_plan",
     "draw_words",
     "magnitude_arguments",

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     CROP_FLIP = 1
     POLICY = 2
     CUTOUT = 3
+    MAGNITUDE = 4
 
 
 def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
@@ -50,7 +51,13 @@ def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uin
 
 
 def draw_words(
-    index: NDArray[np.int64], *, epoch: int, seed: int, stream: Stream, candidate: int = 0, block: int = 0
+    index: NDArray[np.int64],
+    *,
+    epoch: int,
+    seed: int,
+    stream: Stream,
+    candidate: int | NDArray[np.int64] = 0,
+    block: int = 0,
 ) -> NDArray[np.uint64]:
     """Four random words for each image, whatever batch, worker or device it is in.
 
@@ -58,7 +65,7 @@ def draw_words(
     epoch:     0..2**32-1
     seed:      0..2**64-1
     stream:    what the words are for
-    candidate: 0..65535, which of several augmentations of the same image in the same epoch
+    candidate: 0..65535, which of several augmentations of the same image in the same epoch, or (N,) of them
     block:     0..255, for more than four words
 
     Returns (4, N), each word in 0..2**32-1.
@@ -68,8 +75,10 @@ def draw_words(
     >>> draw_words(np.array([7, 3]), epoch=0, seed=0, stream=Stream.CROP_FLIP).shape
     (4, 2)
     """
-    limits = {"seed": (seed, 64), "epoch": (epoch, 32), "candidate": (candidate, 16), "block": (block, 8)}
-    for name, (value, bits) in limits.items():
+    candidates = np.asarray(candidate)
+    limits = [("seed", seed, 64), ("epoch", epoch, 32), ("block", block, 8)]
+    limits += [("candidate", int(end), 16) for end in (candidates.min(initial=0), candidates.max(initial=0))]
+    for name, value, bits in limits:
         if not 0 <= value < 2**bits:
             raise RecipeError(f"the {name} of the augmentation must be in 0..2**{bits}-1, but it is {value}.")
     place = index.astype(np.int64, copy=False).view(np.uint64)
@@ -77,7 +86,7 @@ def draw_words(
     counters[0] = place & _LOW
     counters[1] = place >> _HALF
     counters[2] = epoch
-    counters[3] = stream | candidate << 8 | block << 24
+    counters[3] = candidates << 8 | (stream | block << 24)
     return philox(counters, (seed & 0xFFFFFFFF, seed >> 32))
 
 

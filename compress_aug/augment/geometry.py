@@ -1,7 +1,8 @@
-"""Translate, shear and rotate: nearest neighbour, the outside filled, bit for bit as Pillow does it."""
+"""Translate, shear and rotate, nearest or bilinear, the outside filled: bit for bit as Pillow does it."""
 
 import math
 from functools import lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -9,12 +10,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress_aug.augment.operations import Operation
-from compress_aug.augment.rows import filled, shift_rows
+from compress_aug.augment.rows import filled, on_device, shift_rows
+from compress_aug.errors import RecipeError, nearest
+
+Interpolation = Literal["nearest", "bilinear"]
 
 # An affine map is six numbers a..f: the pixel at (x, y) comes from (a*x + b*y + c, d*x + e*y + f).
 Coefficients = tuple[float, float, float, float, float, float]
 
 _ONE = 1 << 16
+
+
+def check_interpolation(interpolation: str) -> None:
+    """Raise RecipeError unless it is one that there is."""
+    names = get_args(Interpolation)
+    if interpolation not in names:
+        raise RecipeError(
+            f"interpolation must be nearest or bilinear, but it is {interpolation!r}: "
+            f"{nearest(str(interpolation), names)}."
+        )
 
 
 def affine_coefficients(operation: int, argument: float, height: int, width: int) -> Coefficients:
@@ -126,3 +140,49 @@ def warp_nearest(
         place = _pixel_source(int(operations[start]), float(arguments[start]), height, width, images.device)
         group = place.expand(length, channels, pixels)
         torch.gather(source[start:stop], 2, group, out=target[start:stop])
+
+
+@lru_cache(maxsize=128)
+def _corners(
+    operation: int, argument: float, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each pixel lies between four others.
+
+    Returns int64 (4, H*W), the places of the corners (upper left, upper right, lower left, lower right), float64
+    (H*W,) how far it is from the left and (H*W,) from the upper ones, and bool (H*W,) whether it lies inside.
+    """
+    a, b, c, d, e, f = affine_coefficients(operation, argument, height, width)
+    x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+    source_x, source_y = a * x + b * y + c, d * x + e * y + f
+    inside = (source_x >= 0.0) & (source_x < width) & (source_y >= 0.0) & (source_y < height)
+    # Outside, any place will do: those pixels are filled.
+    source_x, source_y = np.where(inside, source_x, 0.5) - 0.5, np.where(inside, source_y, 0.5) - 0.5
+    left, upper = np.floor(source_x), np.floor(source_y)
+    columns = [np.clip(left + n, 0, width - 1).astype(np.int64) for n in (0, 1)]
+    rows = [np.clip(upper + n, 0, height - 1).astype(np.int64) for n in (0, 1)]
+    places = np.stack([(row * width + column).reshape(-1) for row in rows for column in columns])
+    parts = (places, (source_x - left).reshape(-1), (source_y - upper).reshape(-1), inside.reshape(-1))
+    return tuple(on_device(part, device) for part in parts)  # type: ignore[return-value]
+
+
+def warp_bilinear(
+    images: Tensor, operations: NDArray[np.int64], arguments: NDArray[np.float64], fill: tuple[int, ...]
+) -> None:
+    """Shear and rotate, in place, each pixel mixed from the four round the place that it comes from.
+
+    images:     uint8 (N, C, H, W), contiguous
+    operations: (N,), any geometric operation; equal ones with equal arguments should stand together
+    arguments:  (N,)
+    """
+    count, channels, height, width = images.shape
+    flat = images.view(count, channels, height * width)
+    outside = torch.tensor(fill, dtype=torch.float64).to(images.device, non_blocking=True)[:, None]
+    for start, length in zip(*(part.tolist() for part in _runs(operations, arguments)), strict=True):
+        key = (int(operations[start]), float(arguments[start]), height, width, images.device)
+        places, right, down, inside = _corners(*key)
+        group = flat[start : start + length]
+        # In doubles, one rounding after the other, as in Pillow: what is cut off at the end shows each of them.
+        values = group.index_select(2, places.view(-1)).double().view(length, channels, 4, -1)
+        upper, lower = (values[:, :, n] + (values[:, :, n + 1] - values[:, :, n]) * right for n in (0, 2))
+        mixed = upper + (lower - upper) * down
+        group.copy_(torch.where(inside, mixed, outside).to(torch.uint8))

@@ -1,5 +1,6 @@
-"""The 14 image operations of RandAugment, and what a magnitude 0..30 means for each of them."""
+"""The image operations and their arguments, and what RandAugment's magnitude 0..30 means for each of its 14."""
 
+import math
 from enum import IntEnum
 from functools import lru_cache
 
@@ -33,6 +34,9 @@ class Operation(IntEnum):
     SHEAR_X = 11  # pixels per row, positive moves the content left
     SHEAR_Y = 12  # pixels per column, positive moves the content up
     ROTATE = 13  # degrees, positive turns the content against the clock
+    CUTOUT = 14  # side in pixels of a square that is painted over; its centre is the place
+    CROP = 15  # no argument; the place is how far the window moves down and right
+    FLIP = 16  # no argument; left and right change places
 
 
 # What RandAugment draws from. The order is torchvision's and part of what a seed means: it stays as it is
@@ -55,7 +59,7 @@ RANDAUGMENT_OPERATIONS = (
 )
 
 # With this argument an operation leaves every image as it is (nan: there is no such argument).
-NEUTRAL_ARGUMENT = np.array([np.nan, 8, 256, np.nan, np.nan, 1, 1, 1, 1, 0, 0, 0, 0, 0])
+NEUTRAL_ARGUMENT = np.array([np.nan, 8, 256, np.nan, np.nan, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, np.nan, np.nan])
 
 
 def check_magnitude(magnitude: object) -> int:
@@ -101,12 +105,13 @@ def magnitude_arguments(height: int, width: int) -> NDArray[np.float64]:
 
     for operation in (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR, Operation.SHARPNESS):
         fill(operation, 1.0 + ramp(0.0, 0.9), 1.0 - ramp(0.0, 0.9))
-    for operation, largest in (
-        (Operation.SHEAR_X, 0.3),
-        (Operation.SHEAR_Y, 0.3),
-        (Operation.ROTATE, 30.0),
-    ):
-        fill(operation, ramp(0.0, largest), -ramp(0.0, largest))
+    fill(Operation.ROTATE, ramp(0.0, 30.0), -ramp(0.0, 30.0))
+    # The reference goes by way of an angle in degrees. Bilinear sums show the last bit of it.
+    angles = [math.radians(math.degrees(math.atan(shear))) for shear in ramp(0.0, 0.3).tolist()]
+    along_x = np.array([math.tan(angle) for angle in angles])
+    along_y = np.array([math.sin(angle) / math.cos(angle) for angle in angles])
+    fill(Operation.SHEAR_X, along_x, -along_x)
+    fill(Operation.SHEAR_Y, along_y, -along_y)
     for operation, side in ((Operation.TRANSLATE_X, width), (Operation.TRANSLATE_Y, height)):
         pixels = np.trunc(ramp(0.0, 150.0 / 331.0 * side))
         fill(operation, pixels, -pixels)

@@ -23,26 +23,52 @@ class Plan:
 
     operations: int64 (N, S), an `Operation` for each image and step; IDENTITY fills up short rows
     arguments:  float64 (N, S), the argument of each (bits, factor, pixels, degrees, ...), nan for none
+    places:     int64 (N, S, 2), a row and a column in pixels for those that have a place (CUTOUT, CROP),
+                0 for the others; None if no step has one
 
     A plan is plain numbers on the host, so any policy can write one and any executor can follow it without
-    asking the device how large its groups are.
+    asking the device how large its groups are. Crop and flip are steps like all others.
     """
 
     operations: NDArray[np.int64]
     arguments: NDArray[np.float64]
+    places: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.operations)
 
     def __getitem__(self, rows: slice) -> "Plan":
-        return Plan(self.operations[rows], self.arguments[rows])
+        places = None if self.places is None else self.places[rows]
+        return Plan(self.operations[rows], self.arguments[rows], places)
+
+    @property
+    def steps(self) -> int:
+        """How many operations one image may get, S."""
+        return self.operations.shape[1]
+
+    def all_places(self) -> NDArray[np.int64]:
+        """`places`, zeros if there are none."""
+        return np.zeros((*self.operations.shape, 2), dtype=np.int64) if self.places is None else self.places
+
+    def then(self, other: "Plan") -> "Plan":
+        """This plan, and behind it the other one for the same images."""
+        places = None
+        if self.places is not None or other.places is not None:
+            places = np.concatenate([self.all_places(), other.all_places()], axis=1)
+        return Plan(
+            np.concatenate([self.operations, other.operations], axis=1),
+            np.concatenate([self.arguments, other.arguments], axis=1),
+            places,
+        )
 
     def simplified(self, channels: int) -> "Plan":
         """The same plan with IDENTITY for every step that would leave its image as it is."""
         idle = self.arguments == NEUTRAL_ARGUMENT[self.operations]
+        if self.places is not None:
+            idle |= (self.operations == Operation.CROP) & ~self.places.any(2)
         if channels == 1:
             idle |= self.operations == Operation.COLOR
-        return Plan(np.where(idle, Operation.IDENTITY, self.operations), self.arguments)
+        return Plan(np.where(idle, Operation.IDENTITY, self.operations), self.arguments, self.places)
 
 
 def draw_plan(
@@ -54,14 +80,14 @@ def draw_plan(
     operations: int = 2,
     epoch: int = 0,
     seed: int = 0,
-    candidate: int = 0,
+    candidate: int | NDArray[np.int64] = 0,
 ) -> Plan:
     """RandAugment's draw: operations picked uniformly with replacement, each with an independent direction.
 
     index:      (N,), position of each image in the data set
     magnitude:  0..30 for all images, or (N,) of them
     operations: how many for each image, 0..1020
-    candidate:  which of several augmentations of the same image in the same epoch, 0..65535
+    candidate:  which of several augmentations of the same image in the same epoch, 0..65535, or (N,) of them
 
     The operations and directions of an image do not depend on the magnitude.
     Raises RecipeError if a magnitude is not a whole number in 0..30.
@@ -80,6 +106,28 @@ def draw_plan(
     drawn, negative = np.divmod(below(words.T, 2 * len(RANDAUGMENT_OPERATIONS)), 2)
     kinds = np.array(RANDAUGMENT_OPERATIONS)[drawn]
     return Plan(kinds, magnitude_arguments(height, width)[kinds, levels, negative])
+
+
+def draw_magnitudes(
+    index: NDArray[np.int64],
+    largest: int,
+    *,
+    epoch: int = 0,
+    seed: int = 0,
+    candidate: int | NDArray[np.int64] = 0,
+) -> NDArray[np.int64]:
+    """A magnitude for each image, uniform in 0..largest, ends included; (N,).
+
+    Raises RecipeError if `largest` is not a whole number in 0..30.
+
+    Source: arXiv 2305.13232, section IV-D, draws a magnitude for each candidate; that it is uniform, and that
+    both ends belong to it, is this project's choice.
+
+    >>> bool((draw_magnitudes(np.arange(500), 30) <= 30).all())
+    True
+    """
+    words = draw_words(index, epoch=epoch, seed=seed, stream=Stream.MAGNITUDE, candidate=candidate)
+    return below(words[0], check_magnitude(largest) + 1)
 
 
 def _check_magnitudes(magnitude: int | NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -1,28 +1,25 @@
 """RandAugment on batches of raw images, with crop and flip: what a training loop calls."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress_aug.augment.crop_flip import crop_and_flip
-from compress_aug.augment.executor import apply_plan
+from compress_aug.augment.executor import Executor
+from compress_aug.augment.geometry import Interpolation
 from compress_aug.augment.operations import check_magnitude
-from compress_aug.augment.plan import draw_plan
-from compress_aug.augment.rows import Fill, channel_fill, check_images, check_whole
+from compress_aug.augment.pipeline import Augmentation, Candidate
+from compress_aug.augment.plan import Plan, draw_magnitudes, draw_plan
+from compress_aug.augment.rows import Fill, check_images, check_whole
 from compress_aug.batch import Batch
-from compress_aug.errors import DataError
 
 
-class RandAugment:
+class RandAugment(Augmentation):
     """Random operations at one magnitude, then a random crop and a random flip; drawn for each image.
 
-    operations:   how many operations for each image, drawn uniformly with replacement, 0 or more
-    crop_padding: pixels of zeros round the image before it is cropped to its old size; 0 for no crop
-    flip:         whether half of the images are flipped left to right
-    fill:         value, 0..255, that shear, translate and rotate bring in, or one for each channel
+    operations:       how many operations for each image, drawn uniformly with replacement, 0 or more
+    random_magnitude: draw a magnitude for each image, uniform in 0..magnitude, instead of one for all
+    others:           see `Augmentation`
 
     Call it with (batch, magnitude, epoch, seed):
     magnitude: 0..30, or None to do crop and flip only. 0 is not None: Equalize and AutoContrast have no
@@ -42,44 +39,66 @@ class RandAugment:
     """
 
     def __init__(
-        self, *, operations: int = 2, crop_padding: int = 4, flip: bool = True, fill: Fill = 0
+        self,
+        *,
+        operations: int = 2,
+        random_magnitude: bool = False,
+        crop_padding: int = 4,
+        flip: bool = True,
+        cutout: int = 0,
+        fill: Fill = 0,
+        interpolation: Interpolation = "nearest",
+        executor: Executor = "auto",
     ) -> None:
         check_whole("operations", operations)
-        check_whole("crop_padding", crop_padding)
-        channel_fill(fill, 1 if isinstance(fill, int) else 3)
+        super().__init__(
+            crop_padding=crop_padding,
+            flip=flip,
+            cutout=cutout,
+            fill=fill,
+            interpolation=interpolation,
+            executor=executor,
+        )
         self.operations = operations
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.fill = fill
+        self.random_magnitude = random_magnitude
 
-    def __call__(self, batch: Batch, magnitude: int | None, epoch: int, seed: int) -> Batch:
-        """The batch with new images; targets and index stay. See the class."""
-        if magnitude is not None:
-            check_magnitude(magnitude)
-        images = batch.images
-        check_images(images)
-        index = _host_index(batch.index, len(images))
-        if magnitude is not None:
-            height, width = images.shape[2:]
-            plan = draw_plan(
-                index,
-                magnitude,
-                height=height,
-                width=width,
-                operations=self.operations,
-                epoch=epoch,
-                seed=seed,
-            )
-            images = apply_plan(images, plan, fill=self.fill)
-        if self.crop_padding or self.flip:
-            images = crop_and_flip(
-                images, index, padding=self.crop_padding, flip=self.flip, epoch=epoch, seed=seed
-            )
-        return replace(batch, images=images)
+    def draw_operations(
+        self,
+        index: NDArray[np.int64],
+        magnitude: int | None,
+        *,
+        height: int,
+        width: int,
+        epoch: int,
+        seed: int,
+        candidate: Candidate = 0,
+    ) -> Plan | None:
+        """Operations and directions of each image, see `draw_plan`; None without a magnitude."""
+        if magnitude is None:
+            return None
+        levels: int | NDArray[np.int64] = check_magnitude(magnitude)
+        if self.random_magnitude:
+            levels = draw_magnitudes(index, magnitude, epoch=epoch, seed=seed, candidate=candidate)
+        return draw_plan(
+            index,
+            levels,
+            height=height,
+            width=width,
+            operations=self.operations,
+            epoch=epoch,
+            seed=seed,
+            candidate=candidate,
+        )
 
 
 def augment_images(
-    images: Tensor, magnitude: int, *, index: Tensor | None = None, epoch: int = 0, seed: int = 0
+    images: Tensor,
+    magnitude: int,
+    *,
+    index: Tensor | None = None,
+    epoch: int = 0,
+    seed: int = 0,
+    executor: Executor = "auto",
 ) -> Tensor:
     """RandAugment with two operations, without crop and flip, on plain tensors.
 
@@ -88,6 +107,7 @@ def augment_images(
     index:     int64 (N,), position of each image in the data set; 0..N-1 if it is not given
     epoch:     another number, another draw
     seed:      the same
+    executor:  see `apply_plan`
 
     Returns a new uint8 (N, C, H, W). Raises as `RandAugment`.
 
@@ -97,16 +117,33 @@ def augment_images(
     check_images(images)
     place = torch.arange(len(images)) if index is None else index
     batch = Batch(images, place, place)
-    only_operations = RandAugment(crop_padding=0, flip=False)
+    only_operations = RandAugment(crop_padding=0, flip=False, executor=executor)
     return only_operations(batch, check_magnitude(magnitude), epoch, seed).images
 
 
-def _host_index(index: Tensor, count: int) -> NDArray[np.int64]:
-    if index.dtype != torch.int64 or index.shape != (count,):
-        kind = str(index.dtype).removeprefix("torch.")
-        raise DataError(
-            f"the index of the batch must be int64 ({count},), one position for each image, "
-            f"but it is {kind} {tuple(index.shape)}."
-        )
-    host: NDArray[np.int64] = index.cpu().numpy()
-    return host
+def crop_and_flip(
+    images: Tensor,
+    index: NDArray[np.int64],
+    *,
+    padding: int = 4,
+    flip: bool = True,
+    fill: Fill = 0,
+    epoch: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    """Pad every side, cut out a window of the old size at random, flip half of the images: `RandAugment` without M.
+
+    images: uint8 (N, C, H, W), one or three channels
+    index:  (N,), position of each image in the data set: the draw belongs to it, not to the batch
+    others: see `draw_crop_flip` and `Augmentation`
+
+    Returns a new uint8 (N, C, H, W).
+    Raises DataError if the images are not of that kind, RecipeError if the padding is not a whole number.
+
+    >>> crop_and_flip(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), np.arange(2)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    check_images(images)
+    place = torch.from_numpy(np.asarray(index, dtype=np.int64))
+    augment = RandAugment(crop_padding=padding, flip=flip, fill=fill)
+    return augment(Batch(images, place, place), None, epoch, seed).images
