@@ -38,23 +38,25 @@ def apply_grouped(
 
 def _apply(images: Tensor, plan: Plan, fill: tuple[int, ...], interpolation: Interpolation) -> Tensor:
     # The images stay in the order of the last step; `holds` says which image stands where.
-    holds, ours = np.arange(len(images)), False
+    holds, ours, places = np.arange(len(images)), False, plan.all_places()
     for step in range(plan.steps):
-        operations, arguments = plan.operations[holds, step], plan.arguments[holds, step]
-        present = set(np.unique(operations).tolist()) - {int(Operation.IDENTITY)}
-        if present == {Operation.CROP}:
+        operations = plan.operations[holds, step]
+        present = np.flatnonzero(np.bincount(operations, minlength=2)[1:]) + 1
+        if len(present) == 0:
+            continue
+        if (present == Operation.CROP).all():
             # All move, each its own way: no groups to be made.
-            images, ours = _cropped(images, plan.all_places()[holds, step], fill), True
-        elif present == {Operation.FLIP}:
+            images, ours = _cropped(images, places[holds, step], fill), True
+        elif (present == Operation.FLIP).all():
             images, ours = images if ours else images.clone(), True
             flip_in_place(images, operations == Operation.FLIP)
-        elif present:
-            order = np.lexsort((arguments, operations))
+        else:
+            order = np.lexsort((plan.arguments[holds, step], operations))
             images, ours = take_images(images, on_device(order, images.device)), True
             holds = holds[order]
-            places = plan.all_places()[holds, step]
-            _apply_sorted(images, operations[order], arguments[order], places, fill, interpolation)
-    if not np.array_equal(holds, np.arange(len(images))):
+            arguments = plan.arguments[holds, step]
+            _apply_sorted(images, operations[order], arguments, places[holds, step], fill, interpolation)
+    if (holds[1:] < holds[:-1]).any():
         return take_images(images, on_device(np.argsort(holds), images.device))
     return images if ours else images.clone()
 
