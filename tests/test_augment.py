@@ -21,7 +21,6 @@ from compress_aug.augment import (
     apply_plan,
     augment_images,
     check_magnitude,
-    compiled,
     crop_and_flip,
     draw_crop_flip,
     draw_cutout,
@@ -34,6 +33,7 @@ from compress_aug.augment import (
 from compress_aug.augment.draws import below, philox
 from compress_aug.batch import Batch
 from compress_aug.errors import DataError, RecipeError, UserError
+from compress_aug.native import kernels
 
 TORCHVISION_NAMES = {
     "Identity": Operation.IDENTITY,
@@ -54,7 +54,7 @@ TORCHVISION_NAMES = {
 
 
 # What works here: the compiled one is left out where it was not built, and test_native.py says so.
-WORKING = ["torch", "pillow", *(["compiled"] if compiled.available() else [])]
+WORKING = ["torch", "pillow", *(["compiled"] if kernels() else [])]
 
 
 def varied_images(channels: int, height: int, width: int) -> Tensor:

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     POLICY = 2
     CUTOUT = 3
     MAGNITUDE = 4
+    EPOCH = 5
 
 
 def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:

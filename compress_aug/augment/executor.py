@@ -9,6 +9,7 @@ from compress_aug.augment.geometry import Interpolation, check_interpolation
 from compress_aug.augment.plan import Plan
 from compress_aug.augment.rows import Fill, channel_fill, check_images
 from compress_aug.errors import DataError, RecipeError, nearest
+from compress_aug.native import kernels
 
 Executor = Literal["auto", "compiled", "torch", "pillow"]
 
@@ -21,7 +22,7 @@ def check_executor(executor: str) -> None:
         raise RecipeError(
             f'there is no executor "{executor}" ({", ".join(EXECUTORS)}): {nearest(executor, EXECUTORS)}.'
         )
-    if executor == "compiled" and not compiled.available():
+    if executor == "compiled" and kernels() is None:
         raise RecipeError(
             "the compiled executor is not part of this installation (no C compiler was found when it was "
             "installed, or COMPRESS_AUG_NATIVE=0 is set): install again with one, or use executor auto."
@@ -67,6 +68,6 @@ def apply_plan(
     if executor == "pillow":
         return pillow.apply_pillow(images, plan, values, interpolation)
     plan = plan.simplified(images.shape[1])
-    if executor == "torch" or not images.is_cpu or not compiled.available():
+    if executor == "torch" or not images.is_cpu or kernels() is None:
         return grouped.apply_grouped(images, plan, values, interpolation)
     return compiled.apply_compiled(images, plan, values, interpolation == "bilinear")

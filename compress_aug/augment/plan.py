@@ -44,7 +44,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """How many operations one image may get, S."""
-        return self.operations.shape[1]
+        return int(self.operations.shape[1])
 
     def all_places(self) -> NDArray[np.int64]:
         """`places`, zeros if there are none."""

@@ -8,18 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from torch import nn
 
 from compress_aug import checkpoint
 from compress_aug.errors import RunFolderError
 from compress_aug.folders import written_whole
+from compress_aug.policies import PolicySchedule, read_schedule, write_schedule
 from compress_aug.reading import Key, dotted, read_yaml
 from compress_aug.recipe import Recipe
-from compress_aug.schedule import AnySchedule, Schedule
+from compress_aug.schedule import AnySchedule
 from compress_aug.stages import Outlook, Stage
-
-_SCHEDULE: TypeAdapter[AnySchedule] = TypeAdapter(Schedule)
 
 
 class RunFolder:
@@ -30,7 +28,7 @@ class RunFolder:
     NN-word/model.safetensors the model after that stage, log and weights
     NN-word/training.pt       the state of a training under way; gone once the stage is done
     NN-word/done.json         the stage's row; written last, so a stage with it is done and one without is not
-    kept/NAME.safetensors     frozen models, kept/NAME.json schedules
+    kept/NAME.safetensors     frozen models, kept/NAME.yaml schedules, which other recipes may name
     start/model.safetensors   what the run started from, if not from a fresh model
     """
 
@@ -86,14 +84,14 @@ class RunFolder:
                 if not path.exists():
                     checkpoint.save(thing, path)
             else:
-                path = self.path / "kept" / f"{name}.json"
+                path = self.path / "kept" / f"{name}.yaml"
                 if not path.exists():
-                    self.write_json(path, _SCHEDULE.dump_python(thing, mode="json"))  # type: ignore[arg-type]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_schedule(thing, path)  # type: ignore[arg-type]
 
-    def kept_schedules(self) -> dict[str, AnySchedule]:
+    def kept_schedules(self) -> dict[str, AnySchedule | PolicySchedule]:
         """The schedules that were kept, by name."""
-        folder = self.path / "kept"
-        return {path.stem: _SCHEDULE.validate_python(self.read_json(path)) for path in folder.glob("*.json")}
+        return {path.stem: read_schedule(path) for path in sorted((self.path / "kept").glob("*.yaml"))}
 
     def kept_models(self) -> dict[str, Path]:
         """The checkpoints of the models that were kept, by name."""

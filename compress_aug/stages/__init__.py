@@ -1,9 +1,10 @@
 """The vocabulary of recipes: one class per YAML word."""
 
+from compress_aug.stages.augmentation import Augment, Filter
 from compress_aug.stages.base import Outlook, Setup, Stage, State
 from compress_aug.stages.change import Attach, Drop, Keep, Prune, PruneChannels, Quantize
 from compress_aug.stages.export import Export
-from compress_aug.stages.train import Augment, Distill, Train
+from compress_aug.stages.train import Distill, Train
 
 STAGES: dict[str, type[Stage]] = {
     "train": Train,
@@ -23,6 +24,7 @@ __all__ = [
     "Distill",
     "Drop",
     "Export",
+    "Filter",
     "Keep",
     "Outlook",
     "Prune",

@@ -33,7 +33,7 @@ class Outlook:
     sparsity:      total share of prunable weights that are zero, in [0, 1)
     weight_bits, activation_bits: nominal bits (32 = float)
     attached:      how many additional blocks hang on the model now
-    kept:          name -> what was kept under it, "model" or "schedule"
+    kept:          name -> what was kept under it, "model", "schedule" (of a magnitude) or "policy" (learned)
     epochs:        trained so far
     cut:           whether channels were cut (how many only the model can tell)
     files:         what was exported so far

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from compress_aug.errors import RecipeError
+from compress_aug.stages.augmentation import RESERVED
 from compress_aug.stages.base import FLOAT_BITS, Outlook, Part, Setup, Stage, State, percent
-from compress_aug.stages.train import RESERVED
 
 
 class Prune(Stage):

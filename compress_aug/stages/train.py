@@ -1,52 +1,17 @@
 """train: some epochs at an augmentation strength, towards an objective."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress_aug import schedule
-from compress_aug.errors import RecipeError, nearest
-from compress_aug.schedule import AnySchedule, Halving, NamedSchedule, Points, Ramp, Schedule, describe
+from compress_aug.schedule import AnySchedule, Schedule, describe
+from compress_aug.stages.augmentation import Augment, check_kept
 from compress_aug.stages.base import Outlook, Part, Setup, Stage, State
 
 if TYPE_CHECKING:
     from compress_aug.training import Objective
-
-RESERVED = ("auto", "none")
-
-Fill = Annotated[
-    Annotated[int, Tag("<grey>")] | Annotated[list[int], Tag("<rgb>")],
-    Discriminator(lambda value: "<rgb>" if isinstance(value, list) else "<grey>"),
-]
-
-
-class Augment(Part):
-    """How strongly, and how, training images are changed."""
-
-    magnitude: NamedSchedule = Field(
-        "none",
-        description="M of RandAugment, 0..30: a number, a schedule, the name of a kept schedule, or none",
-    )
-    operations: int = Field(2, ge=1, le=8, description="RandAugment operations per image")
-    crop_padding: int | None = Field(None, ge=0, description="pixels; the data set names its default")
-    flip: bool | None = Field(None, description="mirror half of the images; the data set names its default")
-    fill: Fill = Field(0, description="what fills uncovered pixels, 0..255 or [red, green, blue]")
-
-    @field_validator("magnitude")
-    @classmethod
-    def _in_range(cls, given: AnySchedule | str) -> AnySchedule | str:
-        if isinstance(given, str):
-            return given
-        low, high = schedule.extremes(given)
-        if low < 0 or high > schedule.MAX_MAGNITUDE:
-            wrong = high if high > schedule.MAX_MAGNITUDE else low
-            raise ValueError(
-                f"expected a magnitude in 0..{schedule.MAX_MAGNITUDE} (or none), found {wrong:g}"
-            )
-        if isinstance(given, float) and given != int(given):
-            raise ValueError(f"expected a whole number for a constant magnitude, found {given:g}")
-        return given
 
 
 class Distill(Part):
@@ -100,12 +65,8 @@ class Train(Stage):
 
     def foresee(self, outlook: Outlook) -> Outlook:
         if self.distill is not None:
-            _check_kept(outlook, self.distill.teacher, "model", "teacher")
-        name = self.augment.magnitude
-        if isinstance(name, str) and name != "none":
-            if name == "auto":
-                raise RecipeError('magnitude: "auto" needs a search stage before it, which kept no schedule')
-            _check_kept(outlook, name, "schedule", "magnitude")
+            check_kept(outlook, self.distill.teacher, "model", "teacher")
+        self.augment.foresee(outlook)
         return replace(outlook, epochs=outlook.epochs + self.epochs)
 
     def title(self) -> str:
@@ -119,36 +80,31 @@ class Train(Stage):
         return {
             "epochs": str(self.epochs),
             "lr": f"{self.lr:g} {self.lr_schedule}",
-            "magnitude": describe(self.augment.magnitude),
+            "magnitude": self.augment.describe(),
             "objective": objective,
         }
 
     def run(self, state: State, setup: Setup) -> State:
-        from compress_aug.augment import RandAugment
         from compress_aug.training import Settings, Training, facts_of
 
         given = self.augment
         facts = facts_of(state.model, setup.original)
-        magnitude = _resolve(given.magnitude, state)
-        augment = RandAugment(
-            operations=given.operations,
-            crop_padding=setup.data.crop_padding if given.crop_padding is None else given.crop_padding,
-            flip=setup.data.flip if given.flip is None else given.flip,
-            fill=tuple(given.fill) if isinstance(given.fill, list) else given.fill,
-        )
+        taught_by = self.distill.teacher if self.distill else None
         training = Training(
             state.model,
             setup.data,
             self._objective(state, facts),
             Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__}),
-            augment=augment,
-            magnitude=lambda progress: schedule.magnitude(magnitude, progress, facts),
+            augment=given.build(state, setup, epochs=self.epochs, taught_by=taught_by),
+            magnitude=given.strength(state, facts),
             seed=setup.seed,
             fabric=setup.fabric,
             note=setup.note,
         )
         history = setup.fit(training, checkpoint=setup.stage_folder / "training.pt")
         _record(setup, history)
+        if given.policy is not None:
+            setup.record("policy", given.policy)
         return replace(state, model=training.finished_model())
 
     def _objective(self, state: State, facts: schedule.Facts) -> "Objective":
@@ -168,28 +124,6 @@ class Train(Stage):
             temperature=self.distill.temperature,
             label_smoothing=self.label_smoothing,
         )
-
-
-def _resolve(magnitude: AnySchedule | str, state: State) -> AnySchedule | None:
-    if not isinstance(magnitude, str):
-        return magnitude
-    if magnitude == "none":
-        return None
-    kept = state.kept[magnitude]
-    assert isinstance(kept, float | Ramp | Halving | Points)
-    return kept
-
-
-def _check_kept(outlook: Outlook, name: str, kind: str, key: str) -> None:
-    if outlook.kept.get(name) == kind:
-        return
-    if name in outlook.kept:
-        raise RecipeError(f'{key}: "{name}" is a kept {outlook.kept[name]}, expected a {kind}')
-    names = [known for known, what in outlook.kept.items() if what == kind]
-    hint = (
-        nearest(name, names) if names else "no earlier stage keeps one: put `- keep: " + name + "` before it"
-    )
-    raise RecipeError(f'{key}: no {kind} was kept under the name "{name}"; {hint}')
 
 
 def _record(setup: Setup, history: list[dict[str, Any]]) -> None:

@@ -29,7 +29,9 @@ class Training:
 
     model:     trained in place
     objective: see `Objective`; plain cross entropy by default
-    augment:   (batch, magnitude, epoch, seed) -> batch, on raw images; none by default, not even crop and flip
+    augment:   (batch, magnitude, epoch, seed) -> batch, on raw images; none by default, not even crop and flip.
+               It may have prepare(training), close_epoch() -> numbers for the history, state_dict(),
+               load_state_dict(state): the teacher's filter does.
     magnitude: progress in [0, 1] -> 0..30, or None for no RandAugment
     fabric:    lightning-fabric's device and processes; the model's own device by default
     on_step:   called with (model, progress) before each step, for gradual change inside one optimizer run
@@ -61,7 +63,7 @@ class Training:
         self.settings = settings
         self.seed = seed
         self.history: History = []
-        self._augment = augment
+        self._augment: Any = augment
         self._magnitude = magnitude
         self._on_step = on_step
         self._step = 0
@@ -79,21 +81,23 @@ class Training:
                 f"{settings.batch_size} uses more"
             )
         self._dtype = chosen.autocast
-        self._layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
-        self.model = model.to(self.fabric.device).to(memory_format=self._layout)
-        self._prepare_objective()
+        self.layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
+        self.model = model.to(self.fabric.device).to(memory_format=self.layout)
+        self._prepare_parts()
         extra = list(getattr(self.objective, "parameters", tuple)())
         self.optimizer: Any
         self._wrapped, self.optimizer = self.fabric.setup(
             self.model, build_optimizer([*self.model.parameters(), *extra], settings)
         )
 
-    def _prepare_objective(self) -> None:
+    def _prepare_parts(self) -> None:
         teacher = getattr(self.objective, "teacher", None)
         if isinstance(teacher, nn.Module):
-            teacher.to(self.fabric.device).to(memory_format=self._layout)
-        if hasattr(self.objective, "prepare"):
-            self.objective.prepare(self)
+            teacher.to(self.fabric.device).to(memory_format=self.layout)
+        parts: tuple[Any, ...] = (self.objective, self._augment)
+        for part in parts:
+            if hasattr(part, "prepare"):
+                part.prepare(self)
 
     @property
     def epochs_done(self) -> int:
@@ -156,9 +160,9 @@ class Training:
         batch = batch.to(self.fabric.device)
         if self._augment:
             batch = self._augment(batch, magnitude, epoch, self.seed)
-        inputs = self.data.normalise(batch.images).contiguous(memory_format=self._layout)
+        inputs = self.inputs_of(batch.images)
         batch = replace(batch, inputs=inputs)
-        with self._autocast():
+        with self.autocast():
             logits = self._wrapped(inputs)
             if not isinstance(logits, Tensor):
                 raise ModelError(
@@ -168,7 +172,12 @@ class Training:
         self._descend(losses)
         self._tally.add(sum(losses.values()), logits, batch.targets, magnitude, lr)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def inputs_of(self, images: Tensor) -> Tensor:
+        """Raw images uint8 (N, C, H, W) as the model takes them: normalised, in the layout of this training."""
+        return self.data.normalise(images).contiguous(memory_format=self.layout)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The number format of this training, for a forward pass beside that of the loop."""
         # Plain autocast and not fabric's precision: fabric is one for the whole run, the choice one per stage.
         kind = self.fabric.device.type
         return torch.autocast(kind, dtype=self._dtype or torch.bfloat16, enabled=self._dtype is not None)
@@ -191,6 +200,7 @@ class Training:
                 f"{self.settings.lr:g}) or clip_norm: 1.0."
             )
         row["validation_accuracy"] = self.validate()
+        row |= self._augment_row()
         self.history.append(row)
         self._step = 0
         score = row["validation_accuracy"]
@@ -201,6 +211,18 @@ class Training:
         ):
             weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
             self._best = (score, weights)
+
+    def _augment_row(self) -> dict[str, float]:
+        """What the augmentation has to say of the epoch, as means over all processes."""
+        row = self._augment.close_epoch() if hasattr(self._augment, "close_epoch") else {}
+        if not row:
+            return {}
+        means = self.fabric.all_reduce(
+            torch.tensor(list(row.values()), dtype=torch.float64, device=self.fabric.device),
+            reduce_op="mean",
+        )
+        assert isinstance(means, Tensor)
+        return dict(zip(row, means.tolist(), strict=True))
 
     def validate(self) -> float | None:
         """Accuracy on the validation split in [0, 1], over all processes; None if there is no such split."""
@@ -226,11 +248,13 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that going on needs: plain numbers, text and tensors, so that no pickle is read back."""
-        objective = self.objective.state_dict() if hasattr(self.objective, "state_dict") else {}
+        parts: tuple[Any, ...] = (self.objective, self._augment)
+        objective, augment = (part.state_dict() if hasattr(part, "state_dict") else {} for part in parts)
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "objective": objective,
+            "augment": augment,
             "history": self.history,
             "step": self._step,
             "tally": self._tally.state(),
@@ -245,6 +269,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(state["objective"])
+        if hasattr(self._augment, "load_state_dict"):
+            self._augment.load_state_dict(state["augment"])
         self.history = list(state["history"])
         self._step = state["step"]
         self._tally = _Tally(**state["tally"])
