@@ -95,7 +95,9 @@ class Recipe:
                 f"a `train` after `quantize` begins at lr {max(fast):g}; batch norms are folded by then, and sgd "
                 f"above {QAT_LR:g} often ends at chance, at few bits above all"
             )
-        levels = [s.augment.magnitude for s in self.stages if isinstance(s, Train)]
+        augments = [s.augment for s in self.stages if isinstance(s, Train)]
+        # Of magnitudes that are drawn, weak ones may be chosen: how strong they are is not known.
+        levels = [augment.magnitude for augment in augments if not augment.random_magnitude]
         constant = [level for level in levels if isinstance(level, float)]
         if len(constant) == len(levels) and not falls(constant):
             found.append(
