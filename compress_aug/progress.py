@@ -122,6 +122,9 @@ def _numbers(row: dict[str, Any]) -> str:
         parts.append(f"validation {row['validation_accuracy']:.1%}")
     if row.get("magnitude"):
         first, last = ("none" if m is None else str(m) for m in row["magnitude"])
-        parts.append(f"M {first}" if first == last else f"M {first}→{last}")
+        strength = f"M {first}" if first == last else f"M {first}→{last}"
+        # Of magnitudes that were drawn up to this one, what the teacher's filter took in the mean.
+        chosen = f", chosen {row['chosen_magnitude']:.1f}" if "chosen_magnitude" in row else ""
+        parts.append(strength + chosen)
     parts.append(f"{row['images_per_second']:,.0f} images/s")
     return " · ".join(parts)

@@ -1,5 +1,7 @@
 """`augment:` in a recipe: its defaults, its mistakes, files and kept names, and what a run makes of them."""
 
+import io
+import re
 import textwrap
 
 import pytest
@@ -218,7 +220,10 @@ def test_a_filtered_training_runs_and_repeats(tmp_path):
             augment=Augment(filter=Filter(teacher="teacher", candidates=3)),
         ),
     ]
-    first, second = (run(stages, tmp_path / name) for name in ("one", "two"))
+    said = io.StringIO()
+    first = run(stages, tmp_path / "one", console=Console(file=said, width=200))
+    second = run(stages, tmp_path / "two")
+    assert re.search(r"M 30, chosen \d+\.\d · ", said.getvalue())
     rows = first.report["stages"][2]
     assert rows["magnitude"] == [30, 30]
     assert all(0 < epoch["chosen_magnitude"] < 30 for epoch in rows["history"])
