@@ -221,6 +221,201 @@ def test_list_copy_and_schema(call):
     assert code == 0 and json.loads(out)["properties"]["version"] == {"const": 1}
 
 
+SCHEDULE = """
+format: 1
+space: pba15x2
+epochs: 10
+segments:
+  - {epochs: 4, ops: []}
+  - {epochs: 6, ops: [{op: Rotate, probability: 0.8, magnitude: 9}]}
+"""
+
+MAGNITUDE = "format: 1\nspace: randaugment30\nmagnitude: {start: 14, end: 0}\n"
+
+
+@pytest.fixture
+def schedules(tmp_path):
+    """A learned policy, a magnitude, a recipe that names both, and a text that is none of these."""
+    (tmp_path / "policy.yaml").write_text(SCHEDULE)
+    (tmp_path / "magnitude.yaml").write_text(MAGNITUDE)
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nmodel: resnet8\ndata: digits\nstages:\n"
+        "  - train: {epochs: 3, augment: {policy: policy.yaml}}\n  - prune: {sparsity: 0.4}\n"
+        "  - train: {epochs: 2, augment: {magnitude: magnitude.yaml}}\n  - export\n"
+    )
+    (tmp_path / "untrained.yaml").write_text(
+        "version: 1\nmodel: resnet8\ndata: digits\nstages:\n  - export\n"
+    )
+    (tmp_path / "notes.png").write_text("my notes")
+    (tmp_path / "events.txt").write_text("hello\n")
+    return tmp_path
+
+
+def size(file):
+    with Image.open(file) as image:
+        return image.size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows", "told"),
+    [
+        (
+            [],
+            15,
+            "14 operations at magnitude 14 on 4 training images of 4 of the 10 classes of digits, the default",
+        ),
+        (["--magnitude", "3", "--fill", "1,2,3", "--interpolation", "bilinear"], 15, "at magnitude 3"),
+        (["--rows", "magnitudes", "--data", "digits"], 9, "at rising magnitudes on 4 training images"),
+        (["--policy", "policy.yaml"], 3, "policy.yaml: learned policies over 10 epochs"),
+    ],
+)
+def test_show_augment(call, schedules, arguments, rows, told):
+    code, out, err = call("show-augment", "--samples", "4", *arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("augment.png shows ") and told in out and out.count("\n") == 1
+    assert ("the default" in out) == ("--data" not in arguments)
+    assert size("augment.png")[1] > rows * 100
+    assert call("show-augment", "--samples", "1", *arguments)[0] == 0, "a picture is made anew"
+
+
+def test_show_augment_on_a_folder_of_images(call, tmp_path):
+    folders(tmp_path)
+    (tmp_path / "broken" / "train" / "b" / "bad.png").unlink()
+    code, out, err = call("show-augment", "--data", "broken", "--samples", "4", "--out", "mine.png")
+    assert (code, err) == (0, "") and "4 training images of all 2 classes of broken." in out
+    assert Path("mine.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("policy.yaml", "2 policies over 10 epochs, of policy.yaml"),
+        ("magnitude.yaml", "the magnitude 14 → 0 over a stage, of magnitude.yaml"),
+        ("recipe.yaml", "the magnitude of recipe.yaml over the 5 epochs of its 2 trainings"),
+        ("quickstart", "the magnitude of quickstart over the 42 epochs of its 5 trainings"),
+    ],
+)
+def test_show_schedule(call, schedules, source, told):
+    code, out, err = call("show-schedule", source)
+    assert (code, err) == (0, "") and out == f"schedule.png shows {told}.\n"
+    assert size("schedule.png")[0] >= 900
+
+
+def test_show_schedule_replayed(call, schedules):
+    code, out, err = call(
+        "show-schedule", "policy.yaml", "--epochs", "50", "--replay", "legacy", "--out", "a.png"
+    )
+    assert (code, err) == (0, "") and "replayed over 50 epochs (legacy)" in out and Path("a.png").is_file()
+
+
+def test_a_schedule_goes_to_a_log_and_back(call, schedules):
+    from compress_aug.policies import read_schedule
+
+    code, out, err = call("convert-schedule", "policy.yaml", "log.txt")
+    assert (code, err) == (
+        0,
+        "",
+    ) and "policy.yaml: 2 policies over 10 epochs. log.txt is a log of PBA now" in out
+    line = Path("log.txt").read_text().replace('"1", "0"', '"7", "6"')
+    Path("log.txt").write_text(line + Path("log.txt").read_text())
+    code, out, err = call("convert-schedule", "log.txt", "again.yaml", "--epochs", "10")
+    assert (code, err) == (0, "")
+    assert (
+        out == "log.txt: 1 of 2 lines tell the life of trial 1. again.yaml holds 2 policies over 10 epochs.\n"
+    )
+    assert read_schedule("again.yaml") == read_schedule("policy.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["show-augment", "--magnitude", "31"], "magnitude must be a whole number in 0..30"),
+        (["show-augment", "--rows", "operation"], 'did you mean "operations"?'),
+        (["show-augment", "--rows", "policy"], "needs the file of a learned policy: --policy FILE"),
+        (
+            ["show-augment", "--rows", "magnitudes", "--magnitude", "3"],
+            "--magnitude is for rows of operations",
+        ),
+        (
+            ["show-augment", "--rows", "operations", "--policy", "policy.yaml"],
+            "leave out --rows, or --policy",
+        ),
+        (["show-augment", "--policy", "magnitude.yaml"], "holds a magnitude, not a learned policy"),
+        (["show-augment", "--policy", "none.yaml"], "There is no file none.yaml"),
+        (["show-augment", "--data", "digit"], 'did you mean "digits"?'),
+        (["show-augment", "--data", "no/folder"], "there is no such folder"),
+        (["show-augment", "--data", "lonely"], "lonely/train"),
+        (
+            ["show-augment", "--data", "{name: digits, train: 5}", "--samples", "6"],
+            "digits has 5 training images: expected samples in 1..5, found 6",
+        ),
+        (["show-augment", "--fill", "red"], "--fill red: expected 0..255, RED,GREEN,BLUE of them, or mean"),
+        (["show-augment", "--fill", "1,2,256"], "expected 0..255"),
+        (["show-augment", "--interpolation", "cubic"], "cubic"),
+        (["show-augment", "--out", "a.jpg"], "let the name end in .png"),
+        (["show-augment", "--out", "none/a.png"], "There is no folder none"),
+        (["show-augment", "--out", "notes.png"], "is no PNG, so it is not overwritten"),
+        (["show-schedule", "none.yaml"], "There is no file none.yaml"),
+        (["show-schedule", "quikstart"], 'did you mean "quickstart"?'),
+        (["show-schedule", "events.txt"], "compress-aug convert-schedule events.txt events.yaml --epochs"),
+        (
+            ["show-schedule", "quickstart", "--epochs", "3"],
+            "--epochs is for a learned policy, but quickstart is a recipe",
+        ),
+        (["show-schedule", "magnitude.yaml", "--replay", "legacy"], "magnitude.yaml holds a magnitude"),
+        (["show-schedule", "policy.yaml", "--epochs", "0"], "expected a whole number in 1..1000000, found 0"),
+        (["show-schedule", "policy.yaml", "--replay", "legasy"], 'did you mean "legacy"?'),
+        (["show-schedule", "policy.yaml", "--replay", "flatten"], "use proportional or legacy"),
+        (["show-schedule", "untrained.yaml"], "trains nothing"),
+        (["show-schedule", "quickstart", "--out", "notes.png"], "is no PNG, so it is not overwritten"),
+        (["convert-schedule", "none.txt", "a.yaml"], "There is no file none.txt"),
+        (["convert-schedule", "events.txt", "a.yaml"], "give --epochs with events.txt"),
+        (
+            ["convert-schedule", "events.txt", "a.yaml", "--epochs", "9"],
+            "events.txt, line 1: this is neither JSON",
+        ),
+        (["convert-schedule", "events.txt", "a.txt", "--epochs", "9"], "let a.txt end in .yaml"),
+        (["convert-schedule", "policy.yaml", "a.yaml"], "let a.yaml end in .txt"),
+        (
+            ["convert-schedule", "policy.yaml", "events.txt"],
+            "events.txt exists already and is not overwritten",
+        ),
+        (["convert-schedule", "policy.yaml", "none/a.txt"], "There is no folder none"),
+        (["convert-schedule", "policy.yaml", "a.txt", "--epochs", "9"], "policy.yaml says itself how many"),
+        (["convert-schedule", "magnitude.yaml", "a.txt"], "holds a magnitude, not a learned policy"),
+    ],
+)
+def test_wrong_arguments_of_pictures(call, schedules, arguments, told):
+    folders(schedules)
+    before = sorted(path.name for path in Path().iterdir())
+    code, _out, err = call(*arguments)
+    assert code == 2 and told in " ".join(err.split()), err
+    assert "Traceback" not in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1
+    assert sorted(path.name for path in Path().iterdir()) == before, "nothing is written"
+    assert Path("notes.png").read_text() == "my notes"
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("COMPRESS_AUG_DATA", "none")) / "pba_schedules").is_dir(),
+    reason="COMPRESS_AUG_DATA names no folder with pba_schedules/",
+)
+@pytest.mark.parametrize(
+    ("name", "epochs", "lines", "policies"),
+    [
+        ("rcifar10_16_wrn", 200, "16 of 16", 17),
+        ("rsvhn_16_wrn", 160, "13 of 13", 14),
+        ("rolekd_c100_resnet18_2bit_policy0", 200, "4 of 10", 5),
+    ],
+)
+def test_published_logs(call, name, epochs, lines, policies):
+    log = Path(os.environ["COMPRESS_AUG_DATA"]).resolve() / "pba_schedules" / f"{name}.txt"
+    code, out, err = call("convert-schedule", log, "a.yaml", "--epochs", epochs)
+    assert (code, err) == (0, "")
+    assert f"{lines} lines" in out and f"a.yaml holds {policies} policies over {epochs} epochs" in out
+    assert call("show-schedule", "a.yaml")[0] == 0
+    assert Path("schedule.png").stat().st_size < 1_000_000
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_training_and_one_writes(workplace):
     """DDP on the CPU: every process walks the recipe, the first one alone prunes, quantizes, exports and prints."""
@@ -260,7 +455,13 @@ def test_help_needs_no_torch():
         assert not heavy, heavy
         """
     )
-    for arguments in (["--help"], ["run", "--help"], ["plan", "quickstart"], ["schema"]):
+    for arguments in (
+        ["--help"],
+        ["run", "--help"],
+        ["show-augment", "--help"],
+        ["plan", "quickstart"],
+        ["schema"],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
         )

@@ -30,6 +30,7 @@ FLOORS = {
     "deploy": 3,
     "checkpoint": 4,
     "training": 4,
+    "pictures": 5,
     "search": 5,
     "stages": 6,
     "recipe": 7,

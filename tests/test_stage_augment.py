@@ -207,6 +207,14 @@ def test_kept_schedules_are_used_stored_and_found_again(tmp_path, monkeypatch):
     assert [row["magnitude"] for row in other.report["stages"]] == [None, [8, 8]]
 
 
+def test_the_mean_colour_of_grey_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_schedule(POLICY, "learned.yaml")
+    stages = [train(policy="learned.yaml", cutout=4)]
+    result = run(stages, tmp_path / "run", model=tiny_net(channels=1), data=tiny_data(channels=1))
+    assert result.report["stages"][0]["policy"] == "learned.yaml"
+
+
 def test_a_filtered_training_runs_and_repeats(tmp_path):
     stages = [
         train(2, magnitude=5),

@@ -19,9 +19,7 @@ EXECUTORS = ("auto", "compiled", "torch", "pillow")
 def check_executor(executor: str) -> None:
     """Raise RecipeError unless there is an executor of that name, and it can work here."""
     if executor not in EXECUTORS:
-        raise RecipeError(
-            f'there is no executor "{executor}" ({", ".join(EXECUTORS)}): {nearest(executor, EXECUTORS)}.'
-        )
+        raise RecipeError(f'there is no executor "{executor}": {nearest(executor, EXECUTORS)}.')
     if executor == "compiled" and kernels() is None:
         raise RecipeError(
             "the compiled executor is not part of this installation (no C compiler was found when it was "

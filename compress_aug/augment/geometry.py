@@ -25,10 +25,7 @@ def check_interpolation(interpolation: str) -> None:
     """Raise RecipeError unless it is one that there is."""
     names = get_args(Interpolation)
     if interpolation not in names:
-        raise RecipeError(
-            f"interpolation must be nearest or bilinear, but it is {interpolation!r}: "
-            f"{nearest(str(interpolation), names)}."
-        )
+        raise RecipeError(f'there is no interpolation "{interpolation}": {nearest(str(interpolation), names)}.')
 
 
 def affine_coefficients(operation: int, argument: float, height: int, width: int) -> Coefficients:

@@ -48,7 +48,7 @@ class Augmentation(ABC):
     ) -> None:
         check_whole("crop_padding", crop_padding)
         check_side(cutout)
-        channel_fill(fill, 1 if isinstance(fill, int) else 3)
+        channel_fill(fill, 1 if isinstance(fill, int) or len(fill) == 1 else 3)
         check_interpolation(interpolation)
         check_executor(executor)
         self.crop_padding = crop_padding

@@ -1,0 +1,5 @@
+"""The command line: run, check, plan, list, copy, schema, bench, export, report, and pictures of augmentation."""
+
+from compress_aug.cli.commands import app, main
+
+__all__ = ["app", "main"]
