@@ -265,6 +265,7 @@ def test_arguments_outside_randaugment_serve_other_policies(executor: str) -> No
 
     assert torch.equal(apply(Operation.SOLARIZE, 0), 255 - images)
     assert torch.equal(apply(Operation.SOLARIZE, 256), images)
+    assert torch.equal(apply(Operation.SOLARIZE, 255.5), images)
     assert not apply(Operation.POSTERIZE, 0).any()
     assert not apply(Operation.BRIGHTNESS, 0).any()
     assert not apply(Operation.TRANSLATE_X, 12).any()
@@ -319,6 +320,13 @@ def test_executors_are_named_and_checked() -> None:
             apply_plan(images, draw_plan(np.arange(3), 9, height=16, width=16), **wrong)
         with pytest.raises(RecipeError, match=sentence):
             RandAugment(**wrong)
+
+
+def test_images_too_long_for_the_kernels_are_done_by_torch() -> None:
+    images = torch.arange(2 * 3 * 40_000, dtype=torch.int64).to(torch.uint8).view(2, 3, 1, 40_000)
+    plan = any_plan(2, 3, 1, 40_000)
+    expected = apply_plan(images, plan, executor="torch")
+    assert torch.equal(apply_plan(images, plan), expected)
 
 
 # ---------------------------------------------------------------- layouts, sizes, pieces

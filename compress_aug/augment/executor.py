@@ -66,6 +66,8 @@ def apply_plan(
     if executor == "pillow":
         return pillow.apply_pillow(images, plan, values, interpolation)
     plan = plan.simplified(images.shape[1])
-    if executor == "torch" or not images.is_cpu or kernels() is None:
+    if executor == "auto":
+        executor = "compiled" if compiled.can_take(images) else "torch"
+    if executor == "torch":
         return grouped.apply_grouped(images, plan, values, interpolation)
     return compiled.apply_compiled(images, plan, values, interpolation == "bilinear")

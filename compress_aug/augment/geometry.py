@@ -25,7 +25,9 @@ def check_interpolation(interpolation: str) -> None:
     """Raise RecipeError unless it is one that there is."""
     names = get_args(Interpolation)
     if interpolation not in names:
-        raise RecipeError(f'there is no interpolation "{interpolation}": {nearest(str(interpolation), names)}.')
+        raise RecipeError(
+            f'there is no interpolation "{interpolation}": {nearest(str(interpolation), names)}.'
+        )
 
 
 def affine_coefficients(operation: int, argument: float, height: int, width: int) -> Coefficients:

@@ -64,6 +64,8 @@ class Plan:
     def simplified(self, channels: int) -> "Plan":
         """The same plan with IDENTITY for every step that would leave its image as it is."""
         idle = self.arguments == NEUTRAL_ARGUMENT[self.operations]
+        # No value is above 255.
+        idle |= (self.operations == Operation.SOLARIZE) & (self.arguments > 255)
         if self.places is not None:
             idle |= (self.operations == Operation.CROP) & ~self.places.any(2)
         if channels == 1:
