@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 Fact = Literal["sparsity", "parameters", "bits"]
 Facts = Callable[[str], float]
 """Asks the model as it is: facts("sparsity") in [0, 1], facts("parameters") as a share of the model that
 entered the recipe, facts("bits") the parameter-weighted mean of weight bits (float counts as 32)."""
+
+# What a fact can be. Parameters are a share of the model that entered, which attached layers make larger than 1.
+_RANGES = {"sparsity": (0.0, 1.0), "parameters": (0.0, 100.0), "bits": (1.0, 32.0)}
 
 # Tags of the forms a schedule may have in YAML. They show up in pydantic's error locations, where the marks
 # tell them from real keys, so that they can be left out of what users read.
@@ -65,7 +68,13 @@ class Points(_Form):
 
     @field_validator("points")
     @classmethod
-    def _in_order(cls, points: dict[float, float]) -> dict[float, float]:
+    def _in_order(cls, points: dict[float, float], info: ValidationInfo) -> dict[float, float]:
+        fact = info.data.get("by")
+        low, high = _RANGES.get(str(fact), (-math.inf, math.inf))
+        for place in points:
+            if not low <= place <= high:
+                share = ", a share and not per cent" if high == 1 else ""
+                raise ValueError(f"expected a {fact} in {low:g}..{high:g}{share}, found {place:g}")
         return dict(sorted(points.items()))
 
 

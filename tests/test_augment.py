@@ -649,6 +649,8 @@ def test_wrong_images_are_refused(images: Tensor, sentence: str) -> None:
     for magnitude in (None, 14):
         with pytest.raises(DataError, match=sentence):
             RandAugment()(batch, magnitude, 0, 0)
+    with pytest.raises(DataError, match=r"takes a Batch.* for plain images there is AugmentTransform"):
+        RandAugment()(images, 14, 0, 0)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=sentence):
         augment_images(images, 14)
 
@@ -665,10 +667,13 @@ def test_wrong_index_plan_seed_and_settings_are_refused() -> None:
     for keys, sentence in (({"epoch": -1, "seed": 0}, "epoch"), ({"epoch": 0, "seed": 2**64}, "seed")):
         with pytest.raises(RecipeError, match=sentence):
             RandAugment()(batch, 14, **keys)
-    for settings in ({"operations": -1}, {"crop_padding": 1.5}, {"fill": 256}, {"fill": (0, 0)}):
+    wrong = [{"operations": -1}, {"operations": 1021}, {"crop_padding": 1.5}, {"flip": "no"}]
+    wrong += [{"fill": value} for value in (256, (0, 0), 0.5, None, True, "mean")]
+    wrong += [{"random_magnitude": 1}]
+    for settings in wrong:
         with pytest.raises(RecipeError, match=f"{next(iter(settings))} must be"):
             RandAugment(**settings)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"fill must be a whole number in 0\.\.255, but"):
+    with pytest.raises(RecipeError, match=r"whole number in 0\.\.255 for images of one channel, but"):
         RandAugment(fill=(1, 2, 3))(random_batch(2, channels=1), 14, 0, 0)
 
 

@@ -320,8 +320,9 @@ def test_a_schedule_goes_to_a_log_and_back(call, schedules):
     Path("log.txt").write_text(line + Path("log.txt").read_text())
     code, out, err = call("convert-schedule", "log.txt", "again.yaml", "--epochs", "10")
     assert (code, err) == (0, "")
-    assert (
-        out == "log.txt: 1 of 2 lines tell the life of trial 1. again.yaml holds 2 policies over 10 epochs.\n"
+    assert out == (
+        "log.txt: 1 of 2 lines tell the life of trial 1, the others are left from lives that it gave up. "
+        "again.yaml holds 2 policies over 10 epochs.\n"
     )
     assert read_schedule("again.yaml") == read_schedule("policy.yaml")
 

@@ -1,6 +1,7 @@
 """The teacher's filter: scores by hand, which candidate is kept, what is left untouched; and within a training."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +9,14 @@ from test_augment import random_batch
 from torch import Tensor, nn
 from toys import tiny_data, tiny_net
 
-from compress_aug.augment import RandAugment, TeacherFilter, filter_scores
+from compress_aug.augment import LearnedAugment, RandAugment, TeacherFilter, draw_magnitudes, filter_scores
+from compress_aug.augment import filter as module
 from compress_aug.batch import Batch
 from compress_aug.distill import SoftLabels
-from compress_aug.errors import RecipeError
+from compress_aug.errors import ModelError, RecipeError
+from compress_aug.policies import Policy, PolicySchedule, Segment
+from compress_aug.quantization import quantize
+from compress_aug.surgery import copy_model
 from compress_aug.training import Settings, Training
 
 
@@ -124,10 +129,28 @@ def test_candidates_do_not_depend_on_how_many_there_are_or_are_scored_at_once(
     six = filtered(candidates=6)(batch, 30, 0, 0)
     both = (two.images == six.images).flatten(1).all(1)
     assert both.any() and not both.all()
-    one_pass = filtered(candidates=6)
-    found = one_pass._best_of(batch, range(6), 30, 0, 0)
-    assert torch.equal(found.images, six.images)
-    assert len(set(found.number.tolist())) > 2
+    one = filtered(candidates=6)
+    one(batch, 30, 0, 0)
+    said = one.close_epoch()["chosen_magnitude"]
+    for at_once in (6, 4):  # all, and a last pass that is shorter
+        monkeypatch.setattr(module, "_candidates_at_once", lambda images, at_once=at_once: at_once)
+        several = filtered(candidates=6)
+        assert torch.equal(several(batch, 30, 0, 0).images, six.images)
+        assert several.close_epoch()["chosen_magnitude"] == said
+    # The magnitude that is told is that of the views that were taken.
+    views = [RandAugment(random_magnitude=True)(batch, 30, 0, 0, candidate=n).images for n in range(6)]
+    taken = (torch.stack(views) == six.images).flatten(2).all(2).int().argmax(0)
+    levels = [draw_magnitudes(batch.index.numpy(), 30, candidate=n) for n in range(6)]
+    assert said == pytest.approx(sum(levels[n][row] for row, n in enumerate(taken.tolist())) / len(batch))
+
+
+def test_batches_without_a_magnitude_do_not_weaken_the_mean() -> None:
+    choose = filtered(candidates=2)
+    choose(random_batch(10), 30, 0, 0)
+    choose(random_batch(10), None, 0, 0)
+    alone = filtered(candidates=2)
+    alone(random_batch(10), 30, 0, 0)
+    assert choose.close_epoch()["chosen_magnitude"] == alone.close_epoch()["chosen_magnitude"]
 
 
 def test_images_without_a_finite_score_get_the_first_candidate_and_are_counted() -> None:
@@ -179,6 +202,7 @@ def test_empty_batch() -> None:
         ({"alpha": -1}, "at least 0"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"kl_form": "js"}, 'kl or ce, but it is "js"'),
+        ({"alpha": "1"}, "alpha must be a number, but it is '1'"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], sentence: str) -> None:
@@ -192,20 +216,34 @@ def test_without_nets_it_says_what_it_needs() -> None:
             filtered(**missing)(random_batch(4), 14, 0, 0)
 
 
+def test_nets_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"teacher must give logits \(images, classes\), but it gives tuple"):
+        filtered(teacher=lambda inputs: (inputs, inputs))(random_batch(4), 14, 0, 0)
+    with pytest.raises(ModelError, match="teacher knows 10 classes and its student 2"):
+        filtered(student=Brightness())(random_batch(4), 14, 0, 0)
+    with pytest.raises(RecipeError, match="from an Augmentation, such as RandAugment, not from a function"):
+        TeacherFilter(lambda batch: batch, Brightness())  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- within a training
 
 
-def training(candidates: int = 3, *, hand_on: bool = True) -> Training:
+def training(*, same_teacher: bool = True, bits: int | None = None, learned: bool = False) -> Training:
     data = tiny_data()
-    torch.manual_seed(5)
     teacher = tiny_net(width=12)
-    augment = RandAugment(random_magnitude=True, crop_padding=1, flip=False)
-    choose = TeacherFilter(augment, teacher, candidates=candidates, hand_on=hand_on)
-    objective = SoftLabels(teacher, weight=lambda progress: 0.5)
-    settings = Settings(epochs=3, batch_size=16, lr=0.05, precision="float32")
-    return Training(
-        tiny_net(), data, objective, settings, augment=choose, magnitude=lambda progress: 20, seed=3
+    plain = {"crop_padding": 1, "flip": False}
+    policy = PolicySchedule(2, (Segment(1, Policy.none()), Segment(1, Policy((9,) * 30, (7,) * 30))))
+    augment = (
+        LearnedAugment(policy, 3, **plain) if learned else RandAugment(random_magnitude=True, **plain)  # type: ignore[arg-type]
     )
+    choose = TeacherFilter(augment, teacher, candidates=3)
+    objective = SoftLabels(teacher if same_teacher else copy_model(teacher), weight=lambda progress: 0.5)
+    settings = Settings(epochs=3, batch_size=16, lr=0.02, precision="float32")
+    model = tiny_net()
+    if bits:
+        seen = [data.normalise(next(iter(data.train.batches(32))).images)]
+        model = quantize(model, seen[0][:1], weights=bits, activations=bits, calibration=seen)
+    return Training(model, data, objective, settings, augment=choose, magnitude=lambda progress: 20, seed=3)
 
 
 def finished(run: Training) -> dict[str, Tensor]:
@@ -215,36 +253,38 @@ def finished(run: Training) -> dict[str, Tensor]:
 
 
 def test_handed_on_logits_train_as_logits_that_are_asked_again() -> None:
-    asked = [0, 0]
-    states = []
-    for place, hand_on in enumerate((True, False)):
-        run = training(hand_on=hand_on)
+    asked = {"judge": 0, "teacher": 0}
+    same, other = training(), training(same_teacher=False)
 
-        def count(*_: object, place: int = place) -> None:
-            asked[place] += 1
+    def count(part: nn.Module, who: str) -> None:
+        part.register_forward_hook(lambda *_: asked.update({who: asked[who] + 1}))
 
-        run.objective.teacher.register_forward_hook(count)
-        states.append(finished(run))
-    for name, value in states[0].items():
-        assert torch.allclose(value, states[1][name], atol=1e-5), name
-    # 3 epochs of 4 steps: three candidates, and once more where the logits were not handed on.
-    assert asked == [36, 48]
+    count(same.objective.teacher, "judge")
+    state = finished(same)
+    # 3 epochs of 4 steps, three candidates: the loss asks no more.
+    assert asked == {"judge": 36, "teacher": 0}
+    count(other.objective.teacher, "teacher")
+    for name, value in finished(other).items():
+        assert torch.allclose(value, state[name], atol=1e-5), name
+    assert asked["teacher"] == 12, "a loss with another teacher asks that one"
 
 
-def test_a_training_that_was_stopped_ends_as_one_that_was_not() -> None:
-    whole = training()
+@pytest.mark.parametrize("kind", [{}, {"bits": 4}, {"learned": True}], ids=str)
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(kind: dict[str, Any]) -> None:
+    whole = training(**kind)
     state = finished(whole)
-    stopped = training()
+    stopped = training(**kind)
     steps = iter(range(100))
     while stopped.epochs_done < 1:
         stopped.epoch()
     stopped.epoch(lambda _: next(steps) == 1)
     saved = stopped.state_dict()
-    again = training()
+    again = training(**kind)
     again.load_state_dict(saved)
     resumed = finished(again)
     assert all(torch.equal(value, resumed[name]) for name, value in state.items())
     for row, other in zip(whole.history, again.history, strict=True):
-        assert row["chosen_magnitude"] == other["chosen_magnitude"]
-        assert 0 < row["chosen_magnitude"] < 20
-        assert row["unscored_share"] == 0.0
+        assert row["unscored_share"] == other["unscored_share"] == 0.0
+        if "learned" not in kind:
+            assert row["chosen_magnitude"] == other["chosen_magnitude"]
+            assert 0 < row["chosen_magnitude"] < 20

@@ -129,6 +129,13 @@ def test_entries_have_their_turn_in_random_order_and_both_copies_may_fire() -> N
     assert twice.sum() / (fired(plan) == 2).sum() == pytest.approx((15 * 1 + 2 * 2) / (15 * 29), abs=0.008)
 
 
+def test_two_operations_have_two_directions() -> None:
+    plan = draw(20_000, [10 * (name == "Rotate") for name in ENTRIES])
+    both = plan.arguments[(plan.operations == Operation.ROTATE).all(1)] > 0
+    assert len(both) > 5000
+    assert abs(np.corrcoef(both.T)[0, 1]) < 0.05
+
+
 def test_the_draw_belongs_to_the_image() -> None:
     whole = draw(40, 7, epoch=3, seed=9)
     part = draw_policy(
@@ -142,7 +149,12 @@ def test_the_draw_belongs_to_the_image() -> None:
 
 def test_squares_lie_anywhere_in_the_image() -> None:
     plan = draw(20_000, [10 * (name == "Cutout") for name in ENTRIES])
-    rows, columns = plan.all_places()[plan.operations == Operation.CUTOUT].T
+    first, second = (plan.all_places()[plan.operations == Operation.CUTOUT][n::2] for n in (0, 1))
+    both = (plan.operations == Operation.CUTOUT).all(1)
+    pairs = plan.all_places()[both].reshape(-1, 4).astype(float)
+    assert len(pairs) > 1000
+    assert np.abs(np.corrcoef(pairs.T)[np.triu_indices(4, 1)]).max() < 0.06, "two squares, two places"
+    rows, columns = np.concatenate([first, second]).T
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 15, 0, 23)
     assert rows.mean() == pytest.approx(7.5, abs=0.1)
     assert not plan.all_places()[plan.operations != Operation.CUTOUT].any()
@@ -189,6 +201,10 @@ def test_legacy_and_flatten_replay() -> None:
     assert inverted.float().mean() == pytest.approx(0.6 * 0.8, abs=0.08)
     with pytest.raises(RecipeError, match='no replay "flat"'):
         LearnedAugment(schedule(), 3, replay="flat")
+    with pytest.raises(RecipeError, match=r"schedule must be a PolicySchedule, .* it is a str"):
+        LearnedAugment("learned.yaml", 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="has no argument 'magnitude'"):
+        LearnedAugment(schedule(), 3, magnitude=9)  # type: ignore[call-arg]
 
 
 def test_crop_flip_and_cutout_follow_the_policy() -> None:

@@ -62,7 +62,7 @@ FULL = [
     PruneChannels(until={"macs": 0.8}, round_to=2),
     train(1, distill=Distill(teacher="teacher")),
     Quantize(calibrate=32),
-    train(1, lr_schedule="constant"),
+    train(2, lr_schedule="constant"),
     Export(),
 ]
 

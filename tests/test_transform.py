@@ -1,5 +1,6 @@
 """AugmentTransform: the same images as RandAugment, in every place where people put a transform."""
 
+import numpy as np
 import pytest
 import torch
 from test_augment import random_batch
@@ -8,9 +9,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from compress_aug.augment import AugmentTransform, RandAugment
+from compress_aug.augment import AugmentTransform, LearnedAugment, RandAugment
 from compress_aug.batch import Batch
 from compress_aug.errors import DataError, RecipeError
+from compress_aug.policies import Policy, PolicySchedule, Segment
 
 STILL = RandAugment(crop_padding=0, flip=False)
 
@@ -107,6 +109,50 @@ def test_in_a_collate_function_the_number_of_workers_does_not_matter(workers: in
     assert torch.equal(images, STILL(batch, 14, 0, 0).images)
 
 
+def test_boxes_and_masks_are_refused_and_labels_are_not() -> None:
+    image = tv_tensors.Image(random_batch(1).images[0])
+    boxes = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYXY", canvas_size=(16, 16))
+    with pytest.raises(DataError, match="boxes, masks and key points would stay where they were"):
+        AugmentTransform()(image, {"boxes": boxes})
+    assert AugmentTransform()(image, {"label": 3})[1] == {"label": 3}
+
+
+def test_a_learned_policy_follows_the_epoch() -> None:
+    invert = Policy.from_vector([0] * 10 + [10] + [0] * 49)
+    schedule = PolicySchedule(2, (Segment(1, Policy.none()), Segment(1, invert)))
+    transform = AugmentTransform(LearnedAugment(schedule, 2, crop_padding=0, flip=False))
+    images = random_batch(40).images
+    assert torch.equal(transform(images), images)
+    assert not torch.equal(transform(images, epoch=1), images)
+    transform.epoch = 1
+    assert not torch.equal(v2.Compose([transform])(images), images)
+
+
+def test_an_index_may_be_whatever_holds_whole_numbers() -> None:
+    images = random_batch(3).images
+    transform = AugmentTransform(magnitude=9)
+    expected = transform(images, index=torch.tensor([4, 5, 6]))
+    assert torch.equal(transform(images, index=[4, 5, 6]), expected)
+    assert torch.equal(transform(images, index=np.array([4, 5, 6])), expected)
+    assert torch.equal(transform(images[0], index=4), expected[0])
+    with pytest.raises(DataError, match=r"index of the batch must be int64 \(3,\)"):
+        transform(images, index=[0.5, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"augment": 14}, r"a magnitude is given by name: AugmentTransform\(magnitude=9\)"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+    ],
+)
+def test_wrong_settings_are_refused(given: dict, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        AugmentTransform(**given)
+    with pytest.raises(RecipeError, match="epoch must be a whole number"):
+        AugmentTransform()(random_batch(2).images, epoch=1.5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu() -> None:
@@ -124,6 +170,8 @@ def test_on_a_gpu() -> None:
         (torch.zeros(8, 8, dtype=torch.uint8), "but their shape is"),
         (torch.zeros(4, 8, 8, dtype=torch.uint8), "1 or 3 channels"),
         ([[1, 2]], "uint8 tensors and Pillow images, but this is a list"),
+        (np.zeros((4, 4, 3), dtype=np.uint8), "a ndarray: torch.from_numpy makes one of it"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"images\.permute\(0, 3, 1, 2\)"),
         (F.to_pil_image(torch.zeros(4, 8, 8, dtype=torch.uint8)), 'this one is "RGBA"'),
     ],
 )

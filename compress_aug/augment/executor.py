@@ -19,7 +19,7 @@ EXECUTORS = ("auto", "compiled", "torch", "pillow")
 def check_executor(executor: str) -> None:
     """Raise RecipeError unless there is an executor of that name, and it can work here."""
     if executor not in EXECUTORS:
-        raise RecipeError(f'there is no executor "{executor}": {nearest(executor, EXECUTORS)}.')
+        raise RecipeError(f'there is no executor "{executor}": {nearest(executor, EXECUTORS)}')
     if executor == "compiled" and kernels() is None:
         raise RecipeError(
             "the compiled executor is not part of this installation (no C compiler was found when it was "
@@ -44,7 +44,8 @@ def apply_plan(
     interpolation: of shear and rotate; all others move whole pixels
     executor:      torch works on any device, in groups of the same operation; compiled is a few times as fast on a
                    CPU; pillow does image after image and is what the others are compared with. auto: compiled
-                   for images on a CPU where it was built, else torch. All give the same bytes.
+                   for images on a CPU where it was built, else torch. All give the same bytes, for
+                   arguments within the ranges that `Operation` states.
 
     Returns a new contiguous uint8 (N, C, H, W) on the same device. Every operation gives the same bytes as
     torchvision's RandAugment on Pillow images.

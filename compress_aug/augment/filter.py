@@ -15,14 +15,14 @@ from compress_aug.augment.plan import draw_magnitudes
 from compress_aug.augment.randaugment import RandAugment
 from compress_aug.augment.rows import check_images
 from compress_aug.batch import Batch
-from compress_aug.errors import RecipeError
+from compress_aug.errors import ModelError, RecipeError
 
 Net = Callable[[Tensor], Tensor]
 Divergence = Literal["kl", "ce"]
 
-# On a GPU, candidates are scored together up to this many images at a time; on a CPU one candidate of the whole
-# batch at a time is as fast, and stays in its cache.
-_IMAGES_AT_ONCE = 4096
+# On a GPU, candidates are scored together up to this many pixels at a time (4096 images of 32x32, or one candidate of
+# a batch at 224x224); on a CPU one candidate of the whole batch at a time is as fast, and stays in its cache.
+_PIXELS_AT_ONCE = 1 << 22
 
 
 def filter_scores(
@@ -68,14 +68,14 @@ class TeacherFilter:
 
     augment:     what draws and makes the candidates; with `RandAugment(random_magnitude=True)` each has its own
                  magnitude, as in the paper
-    teacher:     asked in eval mode, never changed; its logits for the chosen images go on in the batch
+    teacher:     asked in eval mode, never changed; its logits for the chosen images go on in the batch, unless there
+                 is but one candidate, which nobody has to judge
     student:     scored in eval mode, so that batch norm statistics see no discarded image; the model that is
                  trained, if a `Training` uses the filter
     normalise:   raw uint8 (N, C, H, W) to what both nets take; that of the training's data by default
     candidates:  1..65536 for each image; 1 is `augment` itself, bit for bit
     alpha, beta: weights of the two terms, at least 0, not both 0. With beta 0 the student is not asked.
     temperature, kl_form: see `filter_scores`
-    hand_on:     whether the batch gets `teacher_logits`; no, if a loss wants those of another teacher
 
     Call it as `augment`, with (batch, magnitude, epoch, seed). Nothing here has a gradient. An image none of whose
     candidates has a finite score gets its first one, and is counted.
@@ -106,8 +106,12 @@ class TeacherFilter:
         beta: float = 0.5,
         temperature: float = 4.0,
         kl_form: Divergence = "kl",
-        hand_on: bool = True,
     ) -> None:
+        if not isinstance(augment, Augmentation):
+            raise RecipeError(
+                "the filter draws its candidates from an Augmentation, such as RandAugment, not from a "
+                f"{type(augment).__name__}."
+            )
         _check_settings(candidates, alpha, beta, temperature, kl_form)
         self.augment = augment
         self.teacher = teacher
@@ -116,11 +120,15 @@ class TeacherFilter:
         self._normalise = normalise
         self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._score = {"alpha": alpha, "beta": beta, "temperature": temperature, "kl_form": kl_form}
-        self._hand_on = hand_on
+        self._hand_on = True
         self._chosen = _Chosen()
 
     def prepare(self, training: Any) -> None:
-        """Called by `Training` before the first step: its model is the student, its data normalise."""
+        """Called by `Training` before the first step: its model is the student, its data normalise.
+
+        The teacher's logits are handed on only to an objective with the very same teacher.
+        """
+        self._hand_on = getattr(training.objective, "teacher", None) is self.teacher
         self.student = training.model
         self._normalise, self._autocast = training.inputs_of, training.autocast
         if isinstance(self.teacher, nn.Module):
@@ -131,7 +139,7 @@ class TeacherFilter:
         if self.candidates == 1:
             return self.augment(batch, magnitude, epoch, seed)
         check_images(batch.images)
-        at_once = max(1, _IMAGES_AT_ONCE // max(len(batch), 1)) if batch.images.is_cuda else 1
+        at_once = _candidates_at_once(batch.images)
         best: _Best | None = None
         for first in range(0, self.candidates, at_once):
             numbers = range(first, min(first + at_once, self.candidates))
@@ -145,10 +153,17 @@ class TeacherFilter:
     @torch.no_grad()
     def _best_of(self, batch: Batch, numbers: range, magnitude: int | None, epoch: int, seed: int) -> "_Best":
         many, count = len(numbers), len(batch)
-        rows = Batch(batch.images.repeat(many, 1, 1, 1), batch.targets.repeat(many), batch.index.repeat(many))
+        images, targets, index = batch.images, batch.targets, batch.index
+        rows = (
+            Batch(images.repeat(many, 1, 1, 1), targets.repeat(many), index.repeat(many))
+            if many > 1
+            else batch
+        )
         rows = self.augment(rows, magnitude, epoch, seed, np.repeat(np.array(numbers), count))
         teacher, student = self._ask(rows.images)
         scores = filter_scores(teacher, student, rows.targets, **self._score)  # type: ignore[arg-type]
+        if many == 1:
+            return _Best(scores, torch.full_like(targets, numbers.start), rows.images, teacher)
         score, place = scores.view(many, count).min(0)
         chosen = place * count + torch.arange(count, device=place.device)
         return _Best(score, place + numbers.start, rows.images[chosen], teacher[chosen])
@@ -160,12 +175,18 @@ class TeacherFilter:
             )
         inputs = self._normalise(images)
         with self._autocast(), _evaluating(self.teacher):
-            teacher = self.teacher(inputs)
+            teacher = _logits(self.teacher(inputs), "teacher")
             if not self._score["beta"]:
                 return teacher, None
             assert self.student is not None
             with _evaluating(self.student):
-                return teacher, self.student(inputs)
+                student = _logits(self.student(inputs), "student")
+        if student.shape != teacher.shape:
+            raise ModelError(
+                f"The filter's teacher knows {teacher.shape[1]} classes and its student {student.shape[1]}: they must "
+                "be the same."
+            )
+        return teacher, student
 
     def _magnitudes(self, batch: Batch, magnitude: int | None, epoch: int, seed: int) -> Tensor | None:
         """The magnitude of each candidate, (candidates, N), if each was drawn."""
@@ -219,6 +240,7 @@ class _Chosen:
 
     def __init__(self) -> None:
         self.images: int = 0
+        self.drawn: int = 0
         self.unscored: Tensor | int = 0
         self.magnitude: Tensor | float | None = None
 
@@ -226,6 +248,7 @@ class _Chosen:
         self.images += len(best.score)
         self.unscored = self.unscored + (~best.score.isfinite()).sum()
         if magnitudes is not None:
+            self.drawn += len(best.score)
             drawn = magnitudes.gather(0, best.number[None]).sum()
             self.magnitude = drawn if self.magnitude is None else self.magnitude + drawn
 
@@ -234,8 +257,21 @@ class _Chosen:
             return {}
         row = {"unscored_share": float(self.unscored) / self.images}
         if self.magnitude is not None:
-            row["chosen_magnitude"] = float(self.magnitude) / self.images
+            row["chosen_magnitude"] = float(self.magnitude) / self.drawn
         return row
+
+
+def _candidates_at_once(images: Tensor) -> int:
+    """How many candidates of a batch are scored in one pass."""
+    pixels = len(images) * images.shape[2] * images.shape[3]
+    return max(1, _PIXELS_AT_ONCE // max(pixels, 1)) if images.is_cuda else 1
+
+
+def _logits(output: object, who: str) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"The filter's {who} must give logits (images, classes), but it gives {shape}.")
+    return output
 
 
 @contextmanager
@@ -254,6 +290,9 @@ def _evaluating(net: Net) -> Iterator[None]:
 def _check_settings(candidates: int, alpha: float, beta: float, temperature: float, kl_form: str) -> None:
     if not isinstance(candidates, int) or isinstance(candidates, bool) or not 1 <= candidates <= 2**16:
         raise RecipeError(f"candidates must be a whole number in 1..65536, but it is {candidates!r}.")
+    for name, value in (("alpha", alpha), ("beta", beta), ("temperature", temperature)):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise RecipeError(f"{name} must be a number, but it is {value!r}.")
     if not (alpha >= 0 and beta >= 0 and alpha + beta > 0 and np.isfinite(alpha + beta)):
         raise RecipeError(
             f"alpha and beta must be at least 0, and not both 0, but they are {alpha:g} and {beta:g}."

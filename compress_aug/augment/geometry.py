@@ -26,7 +26,7 @@ def check_interpolation(interpolation: str) -> None:
     names = get_args(Interpolation)
     if interpolation not in names:
         raise RecipeError(
-            f'there is no interpolation "{interpolation}": {nearest(str(interpolation), names)}.'
+            f'there is no interpolation "{interpolation}": {nearest(str(interpolation), names)}'
         )
 
 

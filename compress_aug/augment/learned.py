@@ -1,17 +1,16 @@
 """Learned policies on batches of raw images: fifteen operations, each with its own probability and magnitude 0..9."""
 
 from functools import lru_cache
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress_aug.augment.draws import Stream, below, draw_words
-from compress_aug.augment.executor import Executor
-from compress_aug.augment.geometry import Interpolation
 from compress_aug.augment.operations import Operation
-from compress_aug.augment.pipeline import Augmentation, Candidate
+from compress_aug.augment.pipeline import Augmentation, Candidate, Settings
 from compress_aug.augment.plan import Plan
-from compress_aug.augment.rows import Fill
+from compress_aug.errors import RecipeError
 from compress_aug.policies import ENTRIES, MAX_MAGNITUDE, OPERATIONS, Policy, PolicySchedule, Replay
 from compress_aug.policies.schedule import check_epochs, check_replay
 
@@ -166,22 +165,15 @@ class LearnedAugment(Augmentation):
         epochs: int,
         *,
         replay: Replay = "proportional",
-        crop_padding: int = 4,
-        flip: bool = True,
-        cutout: int = 0,
-        fill: Fill = 0,
-        interpolation: Interpolation = "nearest",
-        executor: Executor = "auto",
+        **settings: Unpack[Settings],
     ) -> None:
+        super().__init__(**settings)
         check_replay(replay)
-        super().__init__(
-            crop_padding=crop_padding,
-            flip=flip,
-            cutout=cutout,
-            fill=fill,
-            interpolation=interpolation,
-            executor=executor,
-        )
+        if not isinstance(schedule, PolicySchedule):
+            raise RecipeError(
+                "schedule must be a PolicySchedule, such as read_schedule gives, but it is a "
+                f"{type(schedule).__name__}."
+            )
         self.schedule = schedule
         self.epochs = check_epochs(epochs)
         self.replay: Replay = replay
@@ -199,10 +191,13 @@ class LearnedAugment(Augmentation):
     ) -> Plan | None:
         """What the policy of this epoch does, see `draw_policy`; None if it never does anything."""
         if self.replay == "flatten":
-            policies = _numbers(self.schedule.policies_by_epoch())
+            policies = _numbers(tuple(segment.policy for segment in self.schedule.segments))
             key = {"epoch": epoch, "seed": seed, "candidate": candidate}
             words = draw_words(index, stream=Stream.EPOCH, **key)  # type: ignore[arg-type]
-            probabilities, magnitudes = policies[:, below(words[0], policies.shape[1])]
+            ends = np.cumsum(self.schedule.durations)
+            probabilities, magnitudes = policies[
+                :, np.searchsorted(ends, below(words[0], self.schedule.epochs), side="right")
+            ]
         else:
             probabilities, magnitudes = _numbers((self.schedule.at(epoch, self.epochs, self.replay),))[:, 0]
         if not probabilities.any():

@@ -1,7 +1,9 @@
 """What every augmentation of raw images does: draw a plan (operations, crop, flip, cutout), and carry it out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -13,21 +15,33 @@ from compress_aug.augment.cutout import check_side, draw_cutout
 from compress_aug.augment.executor import Executor, apply_plan, check_executor
 from compress_aug.augment.geometry import Interpolation, check_interpolation
 from compress_aug.augment.plan import Plan
-from compress_aug.augment.rows import Fill, channel_fill, check_images, check_whole
+from compress_aug.augment.rows import Fill, channel_fill, check_flag, check_images, check_whole
 from compress_aug.batch import Batch
 from compress_aug.errors import DataError
 
 Candidate = int | NDArray[np.int64]
 
 
+class Settings(TypedDict, total=False):
+    """What every augmentation may be given; see `Augmentation`."""
+
+    crop_padding: int
+    flip: bool
+    cutout: int
+    fill: Fill
+    interpolation: Interpolation
+    executor: Executor
+
+
 class Augmentation(ABC):
     """Operations of some policy, then a random crop, a random flip and a cut-out square; drawn for each image.
 
-    crop_padding:  pixels round the image before it is cropped to its old size; 0 for no crop
-    flip:          whether half of the images are flipped left to right
-    cutout:        side in pixels of a square that is painted over at the end; 0 for none
-    fill:          value, 0..255, for all that comes in from outside and is painted over, or one for each channel
-    interpolation: of shear and rotate, nearest or bilinear
+    crop_padding:  pixels round the image before it is cropped to its old size; 4 by default, 0 for no crop
+    flip:          whether half of the images are flipped left to right; they are by default
+    cutout:        side in pixels, even, of a square that is painted over at the end; 0, the default, for none
+    fill:          value, 0..255, for all that comes in from outside and is painted over, or one for each channel;
+                   0 by default
+    interpolation: of shear and rotate, nearest (the default) or bilinear
     executor:      see `apply_plan`; all give the same bytes
 
     Call it with (batch, magnitude, epoch, seed). The same image, epoch and seed give the same result in any
@@ -36,27 +50,22 @@ class Augmentation(ABC):
     A policy of one's own derives from this and writes `draw_operations`.
     """
 
-    def __init__(
-        self,
-        *,
-        crop_padding: int = 4,
-        flip: bool = True,
-        cutout: int = 0,
-        fill: Fill = 0,
-        interpolation: Interpolation = "nearest",
-        executor: Executor = "auto",
-    ) -> None:
-        check_whole("crop_padding", crop_padding)
-        check_side(cutout)
-        channel_fill(fill, 1 if isinstance(fill, int) or len(fill) == 1 else 3)
-        check_interpolation(interpolation)
-        check_executor(executor)
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.cutout = cutout
-        self.fill = fill
-        self.interpolation = interpolation
-        self.executor = executor
+    def __init__(self, **settings: Unpack[Settings]) -> None:
+        unknown = sorted(settings.keys() - Settings.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}")
+        self.crop_padding = settings.get("crop_padding", 4)
+        self.flip = settings.get("flip", True)
+        self.cutout = settings.get("cutout", 0)
+        self.fill = settings.get("fill", 0)
+        self.interpolation = settings.get("interpolation", "nearest")
+        self.executor = settings.get("executor", "auto")
+        check_whole("crop_padding", self.crop_padding)
+        check_flag("flip", self.flip)
+        check_side(self.cutout)
+        channel_fill(self.fill, 3 if isinstance(self.fill, Sequence) and len(self.fill) != 1 else 1)
+        check_interpolation(self.interpolation)
+        check_executor(self.executor)
 
     @abstractmethod
     def draw_operations(
@@ -101,6 +110,11 @@ class Augmentation(ABC):
         self, batch: Batch, magnitude: int | None, epoch: int, seed: int, candidate: Candidate = 0
     ) -> Batch:
         """The batch with new images; targets and index stay. See the class."""
+        if not isinstance(batch, Batch):
+            raise DataError(
+                f"an augmentation takes a Batch(images, targets, index), but this is a {type(batch).__name__}: for "
+                "plain images there is AugmentTransform."
+            )
         check_images(batch.images)
         height, width = batch.images.shape[2:]
         index = host_index(batch.index, len(batch.images))

@@ -16,6 +16,9 @@ from compress_aug.augment.operations import (
 )
 from compress_aug.errors import RecipeError
 
+# One word each, four in a block, and blocks are numbered by a byte.
+MOST_OPERATIONS = 1020
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -1,25 +1,27 @@
 """RandAugment on batches of raw images, with crop and flip: what a training loop calls."""
 
+from typing import Unpack
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from compress_aug.augment.executor import Executor
-from compress_aug.augment.geometry import Interpolation
 from compress_aug.augment.operations import check_magnitude
-from compress_aug.augment.pipeline import Augmentation, Candidate
-from compress_aug.augment.plan import Plan, draw_magnitudes, draw_plan
-from compress_aug.augment.rows import Fill, check_images, check_whole
+from compress_aug.augment.pipeline import Augmentation, Candidate, Settings
+from compress_aug.augment.plan import MOST_OPERATIONS, Plan, draw_magnitudes, draw_plan
+from compress_aug.augment.rows import Fill, check_flag, check_images, check_whole
 from compress_aug.batch import Batch
+from compress_aug.errors import RecipeError
 
 
 class RandAugment(Augmentation):
     """Random operations at one magnitude, then a random crop and a random flip; drawn for each image.
 
-    operations:       how many operations for each image, drawn uniformly with replacement, 0 or more
+    operations:       how many operations for each image, drawn uniformly with replacement, 0..1020; 2 by default
     random_magnitude: draw a magnitude for each image, uniform in 0..magnitude, instead of one for all
-    others:           see `Augmentation`
+    others:           crop_padding, flip, cutout, fill, interpolation, executor: see `Augmentation`
 
     Call it with (batch, magnitude, epoch, seed):
     magnitude: 0..30, or None to do crop and flip only. 0 is not None: Equalize and AutoContrast have no
@@ -43,22 +45,13 @@ class RandAugment(Augmentation):
         *,
         operations: int = 2,
         random_magnitude: bool = False,
-        crop_padding: int = 4,
-        flip: bool = True,
-        cutout: int = 0,
-        fill: Fill = 0,
-        interpolation: Interpolation = "nearest",
-        executor: Executor = "auto",
+        **settings: Unpack[Settings],
     ) -> None:
+        super().__init__(**settings)
         check_whole("operations", operations)
-        super().__init__(
-            crop_padding=crop_padding,
-            flip=flip,
-            cutout=cutout,
-            fill=fill,
-            interpolation=interpolation,
-            executor=executor,
-        )
+        if operations > MOST_OPERATIONS:
+            raise RecipeError(f"operations must be in 0..{MOST_OPERATIONS}, but it is {operations}.")
+        check_flag("random_magnitude", random_magnitude)
         self.operations = operations
         self.random_magnitude = random_magnitude
 

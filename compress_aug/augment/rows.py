@@ -23,8 +23,10 @@ def check_images(images: Tensor) -> None:
             "normalise after it, not before."
         )
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape[2:]:
+        last = len(shape) == 4 and shape[3] in (1, 3)
+        hint = ": bring the channels forward with images.permute(0, 3, 1, 2)" if last else ""
         raise DataError(
-            f"augmentation needs images (N, C, H, W) with 1 or 3 channels, but their shape is {shape}."
+            f"augmentation needs images (N, C, H, W) with 1 or 3 channels, but their shape is {shape}{hint}."
         )
 
 
@@ -32,6 +34,12 @@ def check_whole(name: str, value: object) -> None:
     """Raise RecipeError unless the value is a whole number, 0 or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise RecipeError(f"{name} must be a whole number, 0 or more, but it is {value!r}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise RecipeError unless the value is true or false."""
+    if not isinstance(value, bool):
+        raise RecipeError(f"{name} must be True or False, but it is {value!r}.")
 
 
 def channel_fill(fill: Fill, channels: int) -> tuple[int, ...]:
@@ -43,9 +51,13 @@ def channel_fill(fill: Fill, channels: int) -> tuple[int, ...]:
     (7, 7, 7)
     """
     values = tuple(fill) if isinstance(fill, Sequence) else (fill,) * channels
-    whole = all(isinstance(value, int) and 0 <= value <= 255 for value in values)
+    whole = all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255 for value in values
+    )
     if not whole or len(values) != channels:
-        several = f", or {channels} of them, one for each channel" if channels > 1 else ""
+        several = (
+            f", or {channels} of them, one for each channel" if channels > 1 else " for images of one channel"
+        )
         raise RecipeError(f"fill must be a whole number in 0..255{several}, but it is {fill!r}.")
     return values
 

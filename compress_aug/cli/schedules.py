@@ -100,6 +100,8 @@ def _from_log(source: Path, to: Path, epochs: int | None) -> str:
     said = schedule.provenance
     lines = f"{said['lines']} line{'s' * (said['lines'] != 1)}"
     lineage = f"{said['valid_lines']} of {lines} tell the life of trial {said['trial']}"
+    if said["valid_lines"] < said["lines"]:
+        lineage += ", the others are left from lives that it gave up"
     return f"{source}: {lineage}. {to} holds {schedule.describe()}."
 
 

@@ -62,7 +62,8 @@ class ImageFiles:
         if image.shape != self.image_shape:
             raise DataError(
                 f'"{self.model}" has {size_of(self.image_shape)}, "{self.files[item]}" has '
-                f"{size_of(image.shape)}: give `image_size:` to bring all images to one size."
+                f"{size_of(image.shape)}: give `image_size:` to bring all images to one size "
+                "(data: {folder: ..., image_size: 64}, or the same behind --data)."
             )
         return image, self.targets[item]
 

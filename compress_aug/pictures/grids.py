@@ -139,6 +139,7 @@ def policy_grid(
         for first, last, policy in chosen
     ]
     which = f"{len(chosen)} of its {len(spans)}" if len(chosen) < len(spans) else f"all {len(spans)}"
+    which = which[0].upper() + which[1:]
     note = f"{which} policies, each in its first epoch: up to two operations an image; crop and flip are off"
     return Grid(
         f"{name}: learned policies over {schedule.epochs} epochs",

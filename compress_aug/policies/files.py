@@ -9,7 +9,7 @@ from compress_aug.folders import written_whole
 def read_text(path: Path) -> str:
     """The text of a file. Raises RecipeError if there is none, or it is no text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"There is no file {path}.") from None
     except (OSError, UnicodeDecodeError) as error:

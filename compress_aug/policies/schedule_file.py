@@ -35,6 +35,11 @@ def read_schedule(path: str | Path) -> PolicySchedule | AnySchedule:
 
     Raises RecipeError with file, line and key of every mistake.
     """
+    if Path(path).suffix == ".txt":
+        raise RecipeError(
+            f"{path} looks like a log: `compress-aug convert-schedule {path} schedule.yaml --epochs E` makes a "
+            "schedule file of it."
+        )
     return _schedule(read_yaml(Path(path)))
 
 
@@ -95,6 +100,8 @@ def _kind(document: Document) -> type[FileKeys]:
     data = document.data
     if not isinstance(data, dict):
         raise RecipeError(f"{document.name}: expected keys and values, beginning with format: {FORMAT}.")
+    if "stages" in data:
+        raise RecipeError(f"{document.name}: this is a recipe, not a schedule file.")
     for word in ("format", "space"):
         if word not in data:
             raise RecipeError(f'{document.where(())}: the key "{word}" is missing.')

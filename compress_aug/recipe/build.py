@@ -245,16 +245,19 @@ def _fill(value: Any, columns: Mapping[str, Any]) -> tuple[Any, list[str]]:
     return filled(value), []
 
 
-def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], kind: type[Stage]) -> dict[str, Any]:
-    """The stage's keys over the defaults'; within a group of keys (augment, distill) key by key as well."""
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], kind: type[Part]) -> dict[str, Any]:
+    """The stage's keys over the defaults'; within a group of keys (augment, distill, filter) key by key as well."""
     merged = {**copy.deepcopy(dict(defaults)), **given}
     for key, value in given.items():
         both = isinstance(value, dict) and isinstance(defaults.get(key), dict)
-        if both and key in kind.model_fields and _is_group(kind.model_fields[key].annotation):
-            merged[key] = {**defaults[key], **value}
+        group = _group(kind.model_fields[key].annotation) if both and key in kind.model_fields else None
+        if group is not None:
+            merged[key] = _merged(defaults[key], value, group)
     return merged
 
 
-def _is_group(annotation: Any) -> bool:
+def _group(annotation: Any) -> type[Part] | None:
+    """The class of a group of keys, None for a plain value."""
     kinds = getattr(annotation, "__args__", (annotation,))
-    return any(isinstance(kind, type) and issubclass(kind, Part) for kind in kinds)
+    groups = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Part))
+    return next(groups, None)

@@ -1,7 +1,7 @@
 """A recipe: stages in order and what they work on; found, read, overridden, foreseen, planned and saved."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ class Recipe:
         if problems:
             raise RecipeError(list(dict.fromkeys(problems)))
         return outlooks
+
+    def with_files(self, place: Callable[[str], str]) -> "Recipe":
+        """The same recipe with each file that its stages name found elsewhere; see `Stage.with_files`."""
+        return replace(self, stages=tuple(stage.with_files(place) for stage in self.stages))
 
     def plan(self, start: Outlook = Outlook()) -> list[dict[str, str]]:
         """The timeline, a row of short texts per stage: stage, epochs, lr, magnitude, sparsity, bits, objective."""
@@ -141,7 +145,8 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = (), start: Outloo
     >>> load_recipe("quickstart", ["seed=1"]).seed
     1
     """
-    document = read_yaml(find_recipe(source))
+    path = find_recipe(source)
+    document = read_yaml(path)
     for override in overrides:
         _override(document, override)
     build = Build(document)
@@ -149,8 +154,15 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = (), start: Outloo
     if build.problems:
         raise RecipeError(list(dict.fromkeys(build.problems)))
     recipe = Recipe(tuple(build.stages), places=tuple(build.places), **top)
+    recipe = recipe.with_files(lambda name: _beside(path, name))
     recipe.foresee(start)
     return recipe
+
+
+def _beside(recipe: Path, name: str) -> str:
+    """A file that a recipe names: beside the recipe if it is there, else as seen from the current folder."""
+    beside = recipe.parent / name
+    return str(beside) if beside.is_file() else name
 
 
 def find_recipe(source: str | Path) -> Path:

@@ -21,11 +21,11 @@ def recipe_schema() -> dict[str, Any]:
         [(kind, "validation") for kind in kinds], ref_template="#/$defs/{model}", title="compress_aug recipe"
     )
     definitions = shared["$defs"]
-    for kind in kinds:
+    for definition in definitions.values():
         # Within a repeat any value may be a $column.
-        for name, field in definitions[kind.__name__].get("properties", {}).items():
+        for name, field in definition.get("properties", {}).items():
             keep = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-            definitions[kind.__name__]["properties"][name] = {**keep, "anyOf": [field, _COLUMN]}
+            definition["properties"][name] = {**keep, "anyOf": [field, _COLUMN]}
     definitions["stages"] = {"type": "array", "items": {"anyOf": [*map(_one, STAGES), _REPEAT, _OWN, _BARE]}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -79,6 +79,7 @@ class Stage(_Part):
     nonzero_parameters: Count | None = None
     macs: Count | None = None
     magnitude: FirstAndLast = None
+    random_magnitude: bool | None = None
     policy: Words | None = None
     bits: dict[Words, Any] | None = None
     history: Rows[Epoch] = []

@@ -77,17 +77,20 @@ def _magnitude(line: drawing.Timeline, report: Report) -> Plot | None:
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
     for span in line.spans:
-        if span.stage.strength == (None, None):
-            drawing.say(axes, line, span, "none")
-    told = "; ".join(
-        f"{span.number}: {words.magnitude(span.stage.strength)}" for span in line.spans if span.stage.history
-    )
+        if span.stage.strength == (None, None) or span.stage.policy:
+            drawing.say(axes, line, span, "policy" if span.stage.policy else "none")
+    told = "; ".join(f"{span.number}: {_strength(span.stage)}" for span in line.spans if span.stage.history)
     return Plot(
         "Augmentation magnitude",
-        "Strength of the augmentation, 0 to 30. Where the line is missing, no magnitude was in force.",
+        "Strength of the augmentation, 0 to 30. Where the line is missing, no magnitude was in force: none, or a "
+        "learned policy. Where each image drew its own, the line is the largest.",
         f"Magnitude by stage. {told}.",
         drawing.svg(figure, "magnitude"),
     )
+
+
+def _strength(stage: Stage) -> str:
+    return words.strength(stage.strength, drawn=bool(stage.random_magnitude), policy=bool(stage.policy))
 
 
 def _size(line: drawing.Timeline, report: Report) -> Plot | None:

@@ -87,7 +87,7 @@ def _cells(stage: Stage) -> tuple[Text | str, ...]:
         words.percent(stage.accuracy),
         words.percent(stage.sparsity, 1),
         words.parameters(stage.parameters, stage.nonzero_parameters),
-        "policy" if stage.policy else words.magnitude(stage.strength),
+        words.strength(stage.strength, drawn=bool(stage.random_magnitude), policy=bool(stage.policy)),
         words.loss(stage.loss),
         words.duration(stage.seconds),
     )

@@ -123,6 +123,19 @@ def magnitude(first_and_last: Sequence[float | None] | None) -> str:
     return first if first == last else f"{first} to {last}"
 
 
+def strength(first_and_last: Sequence[float | None] | None, *, drawn: bool, policy: bool) -> str:
+    """How strong the augmentation of a stage was: a magnitude, drawn magnitudes up to one, or a learned policy.
+
+    >>> strength([30, 30], drawn=True, policy=False), strength([14, 4], drawn=True, policy=False)
+    ('0..30', '0..14 to 4')
+    >>> strength(None, drawn=False, policy=True)
+    'policy'
+    """
+    if policy:
+        return "policy"
+    return f"{'0..' if drawn else ''}{magnitude(first_and_last)}"
+
+
 def weight_bits(bits: Mapping[str, object] | None) -> str:
     """The mean width of the weights, in bits.
 

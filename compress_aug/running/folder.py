@@ -18,6 +18,7 @@ from compress_aug.reading import Key, dotted, read_yaml
 from compress_aug.recipe import Recipe
 from compress_aug.schedule import AnySchedule
 from compress_aug.stages import Outlook, Stage
+from compress_aug.stages.base import KEPT_NAME
 
 
 class RunFolder:
@@ -28,12 +29,14 @@ class RunFolder:
     NN-word/model.safetensors the model after that stage, log and weights
     NN-word/training.pt       the state of a training under way; gone once the stage is done
     NN-word/done.json         the stage's row; written last, so a stage with it is done and one without is not
+    schedules/NAME.yaml       copies of the schedule files that the recipe names
     kept/NAME.safetensors     frozen models, kept/NAME.yaml schedules, which other recipes may name
     start/model.safetensors   what the run started from, if not from a fresh model
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._kept: dict[str, object] = {}
 
     def stage(self, index: int, stage: Stage) -> Path:
         """The folder of a stage."""
@@ -77,17 +80,25 @@ class RunFolder:
         return start if start.is_file() else None
 
     def keep(self, kept: Mapping[str, object]) -> None:
-        """Write what was kept and is not written yet."""
+        """Write what was kept and is not written yet. Raises RunFolderError for a name that is none."""
         for name, thing in kept.items():
+            if not re.fullmatch(KEPT_NAME, name):
+                raise RunFolderError(
+                    f'"{name}" is no name to keep something under: use letters, digits, _ and -.'
+                )
+            if self._kept.get(name) is thing:
+                continue
+            # What is new to this process but there already was loaded from there.
+            new = name in self._kept
+            self._kept[name] = thing
             if isinstance(thing, nn.Module):
                 path = self.path / "kept" / f"{name}.safetensors"
-                if not path.exists():
+                if new or not path.exists():
                     checkpoint.save(thing, path)
             else:
                 path = self.path / "kept" / f"{name}.yaml"
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_schedule(thing, path)  # type: ignore[arg-type]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_schedule(thing, path)  # type: ignore[arg-type]
 
     def kept_schedules(self) -> dict[str, AnySchedule | PolicySchedule]:
         """The schedules that were kept, by name."""

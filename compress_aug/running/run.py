@@ -15,6 +15,7 @@ from compress_aug import checkpoint, deploy
 from compress_aug.data import Data, load_data
 from compress_aug.errors import ModelError, RecipeError, RunFolderError
 from compress_aug.models import check_fits, load_model
+from compress_aug.native import kernels
 from compress_aug.progress import counting
 from compress_aug.recipe import Recipe
 from compress_aug.running.folder import (
@@ -25,6 +26,7 @@ from compress_aug.running.folder import (
     new_folder,
 )
 from compress_aug.running.start import Began, beginning_of, check_data_of_start, copy_start, prepared, run_of
+from compress_aug.running.stored import at_home, check_same_files, portable, store
 from compress_aug.running.walk import Walk, finished_state, measured, test_accuracy
 from compress_aug.stages import State
 from compress_aug.surgery import copy_model
@@ -98,6 +100,7 @@ def run(
     if not fabric.is_global_zero:
         console = Console(quiet=True)
     state, rows, report = _begin(recipe, folder, loaded, fabric, None if resume else began)
+    recipe = at_home(recipe, folder)
     _introduce(console, recipe, loaded, fabric, folder, len(rows))
     walk = Walk(
         recipe,
@@ -188,7 +191,8 @@ def _folder(recipe: Recipe, fabric: Fabric, out: Path | None, resume: bool) -> R
         try:
             folder = make_writable(found_folder(recipe.name, out) if resume else new_folder(recipe.name, out))
             if resume:
-                check_same_recipe(folder, recipe)
+                check_same_recipe(folder, portable(recipe))
+                check_same_files(recipe, folder)
             told = (str(folder.path), "")
         except RunFolderError as error:
             told = ("", str(error))
@@ -208,7 +212,8 @@ def _begin(
         if not (folder.path / "recipe.yaml").exists():
             folder.path.mkdir(parents=True, exist_ok=True)
             # Last, because a folder with a recipe.yaml can be resumed.
-            recipe.save(folder.path / ".recipe.yaml.part")
+            store(recipe, folder)
+            portable(recipe).save(folder.path / ".recipe.yaml.part")
             (folder.path / ".recipe.yaml.part").replace(folder.path / "recipe.yaml")
     fabric.barrier()
     rows = folder.done_rows(recipe)
@@ -237,6 +242,7 @@ def new_report(
         "seed": recipe.seed,
         "device": str(fabric.device),
         "devices": fabric.world_size,
+        "augmentation": augmenter(fabric),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "data": {
             "name": data.name,
@@ -253,6 +259,12 @@ def new_report(
         "exports": [],
         "finished": False,
     }
+
+
+def augmenter(fabric: Fabric) -> str:
+    """What carries out the augmentation on this device, for the report; all give the same images."""
+    found = kernels() if fabric.device.type == "cpu" else None
+    return f"compiled kernels ({found.level})" if found else "torch"
 
 
 def _original(
@@ -294,7 +306,8 @@ def _introduce(
     console.print(
         f"{recipe.name} on {data.name}: {len(data.train):,} images to train on, "
         f"{len(data.validation):,} to validate, {len(data.test):,} to test; {len(data.classes)} classes; "
-        f"{number}{fabric.device.type}, {torch.get_num_threads()} threads; in {folder.path}",
+        f"{number}{fabric.device.type}, {torch.get_num_threads()} threads; "
+        f"augmentation by {augmenter(fabric)}; in {folder.path}",
         highlight=False,
         markup=False,
         emoji=False,

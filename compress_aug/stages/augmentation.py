@@ -1,5 +1,6 @@
 """augment: within a `train`, how strongly and how its images are changed; a learned policy; the teacher's filter."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ from compress_aug import schedule
 from compress_aug.errors import RecipeError, nearest
 from compress_aug.policies import PolicySchedule, Replay, read_schedule
 from compress_aug.schedule import AnySchedule, Facts, Halving, NamedSchedule, Points, Ramp, describe
-from compress_aug.stages.base import Outlook, Part, Setup, State
+from compress_aug.stages.base import KEPT_NAME, Outlook, Part, Setup, State
 
 if TYPE_CHECKING:
     from compress_aug.augment import Augmentation, TeacherFilter
@@ -79,12 +80,12 @@ class Augment(Part):
     def _defaults_of_methods(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        chosen: dict[str, Any] = {}
-        if given.get("filter") is not None and given.get("policy") is None and "magnitude" not in given:
-            chosen = {"magnitude": float(schedule.MAX_MAGNITUDE), "random_magnitude": True}
         if given.get("policy") is not None:
-            chosen["fill"] = "mean"
-        return {**chosen, **given}
+            return {"fill": "mean", **given}
+        if given.get("filter") is None:
+            return given
+        chosen = {"magnitude": float(schedule.MAX_MAGNITUDE), **given}
+        return {"random_magnitude": chosen["magnitude"] != "none", **chosen}
 
     @field_validator("magnitude")
     @classmethod
@@ -117,7 +118,7 @@ class Augment(Part):
         elif self.magnitude != "none" or self.random_magnitude or self.operations != 2:
             raise ValueError(
                 "a policy has operations and magnitudes of its own: leave out magnitude, random_magnitude and "
-                "operations, or policy"
+                "operations, or policy (where defaults set one of them, write magnitude: none, or policy: null)"
             )
         if self.random_magnitude and self.magnitude == "none":
             raise ValueError("random_magnitude needs a magnitude: the largest that may be drawn")
@@ -134,12 +135,24 @@ class Augment(Part):
         if self.filter is not None:
             check_kept(outlook, self.filter.teacher, "model", "filter.teacher")
 
+    def with_files(self, place: Callable[[str], str]) -> "Augment":
+        """The same with each file that it names found elsewhere; see `Stage.with_files`."""
+        names = {key: getattr(self, key) for key in ("magnitude", "policy")}
+        files = {key: place(name) for key, name in names.items() if isinstance(name, str) and _is_file(name)}
+        return self.model_copy(update=files)
+
     def describe(self) -> str:
         """The strength in a few characters, for a table."""
-        text = f"policy {self.policy}" if self.policy else describe(self.magnitude)
+        magnitude = self.magnitude if not isinstance(self.magnitude, str) else Path(self.magnitude).name
+        text = f"policy {self.policy_name}" if self.policy else describe(magnitude)
         if self.random_magnitude:
-            text = f"0..{text}" if isinstance(self.magnitude, float) else f"random up to {text}"
+            text = f"0..{text}" if isinstance(self.magnitude, int | float) else f"0..({text})"
         return f"{text}, best of {self.filter.candidates}" if self.filter else text
+
+    @property
+    def policy_name(self) -> str | None:
+        """What to call the policy: the name it was kept under, or that of its file without the folder."""
+        return self.policy and Path(self.policy).name
 
     def strength(self, state: State, facts: Facts) -> Callable[[float], int | None]:
         """The magnitude of RandAugment as a function of the stage's progress; None where there is none."""
@@ -147,20 +160,15 @@ class Augment(Part):
         if isinstance(self.magnitude, str):
             if self.magnitude != "none":
                 found = _found(self.magnitude, state)
-                assert isinstance(found, float | Ramp | Halving | Points)
+                if not isinstance(found, int | float | Ramp | Halving | Points):
+                    raise _wrong_kind("magnitude", self.magnitude, found, "a number, Ramp, Halving or Points")
                 magnitude = found
         else:
             magnitude = self.magnitude
         return lambda progress: schedule.magnitude(magnitude, progress, facts)
 
-    def build(
-        self, state: State, setup: Setup, *, epochs: int, taught_by: str | None
-    ) -> "Augmentation | TeacherFilter":
-        """What changes the images of a training.
-
-        epochs:    how many the training takes
-        taught_by: the name of the model whose outputs the training's loss wants; the filter hands on those
-        """
+    def build(self, state: State, setup: Setup, *, epochs: int) -> "Augmentation | TeacherFilter":
+        """What changes the images of a training. Raises RecipeError for what fits neither data nor what was kept."""
         from torch import nn
 
         from compress_aug.augment import LearnedAugment, RandAugment, TeacherFilter
@@ -170,13 +178,14 @@ class Augment(Part):
             "crop_padding": data.crop_padding if self.crop_padding is None else self.crop_padding,
             "flip": data.flip if self.flip is None else self.flip,
             "cutout": self.cutout,
-            "fill": _mean_colour(data.mean) if self.fill == "mean" else _tuple(self.fill),
+            "fill": self._fill_of(data.mean),
             "interpolation": self.interpolation,
         }
         augment: Augmentation
         if self.policy is not None:
             policy = _found(self.policy, state)
-            assert isinstance(policy, PolicySchedule)
+            if not isinstance(policy, PolicySchedule):
+                raise _wrong_kind("policy", self.policy, policy, "a PolicySchedule")
             augment = LearnedAugment(policy, epochs, replay=self.replay, **settings)
         else:
             augment = RandAugment(
@@ -200,8 +209,19 @@ class Augment(Part):
             beta=given.beta,
             temperature=given.temperature,
             kl_form=given.kl_form,
-            hand_on=taught_by == given.teacher,
         )
+
+    def _fill_of(self, mean: tuple[float, ...]) -> int | tuple[int, ...]:
+        if isinstance(self.fill, int):
+            return self.fill
+        if isinstance(self.fill, str):
+            return tuple(round(255 * value) for value in mean)
+        if len(mean) != len(self.fill):
+            raise RecipeError(
+                f"augment.fill: {self.fill} is for colour images, but these have {len(mean)} channel: "
+                "write one number, or mean"
+            )
+        return tuple(self.fill)
 
 
 def check_kept(outlook: Outlook, name: str, kind: str, key: str) -> None:
@@ -222,27 +242,27 @@ def check_kept(outlook: Outlook, name: str, kind: str, key: str) -> None:
 
 
 def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
+    return not re.fullmatch(KEPT_NAME, name)
+
+
+def _wrong_kind(key: str, name: str, found: object, expected: str) -> RecipeError:
+    return RecipeError(f'augment.{key}: "{name}" holds a {type(found).__name__}, expected {expected}')
 
 
 def _check_schedule(outlook: Outlook, name: str, kind: str, key: str) -> None:
     if not _is_file(name):
         check_kept(outlook, name, kind, key)
         return
+    if not Path(name).is_file():
+        raise RecipeError(
+            f"{key}: there is no file {name}, neither beside the recipe nor in the current folder"
+        )
     is_policy = isinstance(read_schedule(Path(name)), PolicySchedule)
     if is_policy != (kind == "policy"):
         found, other = ("a learned policy", "policy") if is_policy else ("a magnitude", "magnitude")
-        raise RecipeError(f"{key}: {name} holds {found}; write {other}: {name}")
+        file = Path(name).name
+        raise RecipeError(f"{key}: {file} holds {found}; write {other}: {file}")
 
 
 def _found(name: str, state: State) -> object:
     return read_schedule(Path(name)) if _is_file(name) else state.kept[name]
-
-
-def _mean_colour(mean: tuple[float, ...]) -> tuple[int, ...]:
-    return tuple(round(255 * value) for value in mean)
-
-
-def _tuple(fill: int | list[int] | str) -> int | tuple[int, ...]:
-    assert not isinstance(fill, str)
-    return tuple(fill) if isinstance(fill, list) else fill

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FLOAT_BITS = 32
 
+KEPT_NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+"""What something may be kept under: it becomes a file's name."""
+
 
 def percent(share: float) -> str:
     """A share in [0, 1] as users read it.
@@ -133,6 +136,13 @@ class Stage(Part):
     def title(self) -> str:
         """A few words for tables: `prune to 40 %`."""
         return self.word
+
+    def with_files(self, place: Callable[[str], str]) -> "Stage":
+        """The same stage with each file that it names found elsewhere. place: name as given -> name as it is now.
+
+        A run copies these files into its folder, so that it stays whole without them.
+        """
+        return self
 
     def plan(self) -> dict[str, str]:
         """The cells of the plan that only this stage fills: epochs, lr, magnitude, objective."""

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from compress_aug.errors import RecipeError
 from compress_aug.stages.augmentation import RESERVED
-from compress_aug.stages.base import FLOAT_BITS, Outlook, Part, Setup, Stage, State, percent
+from compress_aug.stages.base import FLOAT_BITS, KEPT_NAME, Outlook, Part, Setup, Stage, State, percent
 
 
 class Prune(Stage):
@@ -149,7 +149,7 @@ class Keep(Stage):
     word: ClassVar[str] = "keep"
     changes_model: ClassVar[bool] = False
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    name: str = Field(pattern=f"^{KEPT_NAME}$")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """train: some epochs at an augmentation strength, towards an objective."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -69,6 +70,9 @@ class Train(Stage):
         self.augment.foresee(outlook)
         return replace(outlook, epochs=outlook.epochs + self.epochs)
 
+    def with_files(self, place: Callable[[str], str]) -> "Train":
+        return self.model_copy(update={"augment": self.augment.with_files(place)})
+
     def title(self) -> str:
         taught = " with teacher" if self.distill else ""
         return f"train {self.epochs} epoch{'s' * (self.epochs != 1)}{taught}"
@@ -89,13 +93,12 @@ class Train(Stage):
 
         given = self.augment
         facts = facts_of(state.model, setup.original)
-        taught_by = self.distill.teacher if self.distill else None
         training = Training(
             state.model,
             setup.data,
             self._objective(state, facts),
             Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__}),
-            augment=given.build(state, setup, epochs=self.epochs, taught_by=taught_by),
+            augment=given.build(state, setup, epochs=self.epochs),
             magnitude=given.strength(state, facts),
             seed=setup.seed,
             fabric=setup.fabric,
@@ -103,8 +106,10 @@ class Train(Stage):
         )
         history = setup.fit(training, checkpoint=setup.stage_folder / "training.pt")
         _record(setup, history)
+        if given.random_magnitude:
+            setup.record("random_magnitude", True)
         if given.policy is not None:
-            setup.record("policy", given.policy)
+            setup.record("policy", given.policy_name)
         return replace(state, model=training.finished_model())
 
     def _objective(self, state: State, facts: schedule.Facts) -> "Objective":

@@ -265,7 +265,7 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.model.load_state_dict(state["model"])
+        _copy_into(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(state["objective"])
@@ -278,6 +278,18 @@ class Training:
         torch.set_rng_state(state["rng"].cpu())
         if state["device_rng"] is not None and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"].cpu())
+
+
+@torch.no_grad()
+def _copy_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Overwrite the model's tensors. Raises KeyError, RuntimeError if they are not those of this model."""
+    # load_state_dict would not do: some quantizers of Brevitas make new parameters there, and the optimizer, which
+    # holds the old ones, would train those from then on.
+    own = model.state_dict(keep_vars=True)
+    if own.keys() != state.keys():
+        raise KeyError(*sorted(own.keys() ^ state.keys())[:1])
+    for name, value in own.items():
+        value.copy_(state[name])
 
 
 @dataclass
