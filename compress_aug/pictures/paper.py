@@ -21,24 +21,28 @@ INK, PALE, RULE, FIRST = "#1a1f24", "#5b6670", "#c9cfd4", "#1f5fa8"
 DPI = 110
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": False,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": RULE,
-    "grid.linewidth": 0.5,
-    "hatch.linewidth": 0.8,
-    "legend.frameon": False,
-    "text.parse_math": False,
-}
+
+
+def style(ink: str, rule: str) -> dict[str, Any]:
+    """matplotlib's settings that all our figures share. ink: of words, rule: of lines that only guide the eye."""
+    return {
+        "font.size": 9.5,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": rule,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.unicode_minus": False,
+        "xtick.color": rule,
+        "ytick.color": rule,
+        "xtick.labelcolor": ink,
+        "ytick.labelcolor": ink,
+        "grid.color": rule,
+        "grid.linewidth": 0.5,
+        "hatch.linewidth": 0.8,
+        "legend.frameon": False,
+        "text.parse_math": False,
+    }
 
 
 @contextmanager
@@ -48,7 +52,7 @@ def paper() -> Iterator[None]:
         # Class names may be in any script; a box in place of a letter is no reason to write to the terminal.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         rcdefaults()
-        rcParams.update(_STYLE)
+        rcParams.update(style(INK, RULE))
         yield
 
 

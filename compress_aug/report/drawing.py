@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from compress_aug.pictures.paper import style
 from compress_aug.report.contract import Report, Stage
 
 # Drawn in these colours and then put under the names that the style sheet defines.
@@ -30,24 +31,7 @@ COLOURS = {
     "third": "#050a05",
 }
 INK, RULE, EDGE, FIRST, SECOND, THIRD = COLOURS.values()
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": False,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": RULE,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "text.parse_math": False,
-}
+STYLE: dict[Any, Any] = {**style(INK, RULE), "svg.fonttype": "none"}
 # Runs of this many epochs or fewer get a dot for each: they are few enough to be told apart.
 _FEW = 60
 
