@@ -23,7 +23,7 @@ DPI = 110
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def style(ink: str, rule: str) -> dict[str, Any]:
+def style(ink: str, rule: str) -> dict[Any, Any]:
     """matplotlib's settings that all our figures share. ink: of words, rule: of lines that only guide the eye."""
     return {
         "font.size": 9.5,
