@@ -1,9 +1,13 @@
 """The vocabulary of recipes: one class per YAML word."""
 
+from compress_aug.stages.attach import Attach, Drop
 from compress_aug.stages.augmentation import Augment, Filter
 from compress_aug.stages.base import Outlook, Setup, Stage, State
-from compress_aug.stages.change import Attach, Drop, Keep, Prune, PruneChannels, Quantize
 from compress_aug.stages.export import Export
+from compress_aug.stages.keep import Keep
+from compress_aug.stages.prune import Prune
+from compress_aug.stages.prune_channels import PruneChannels
+from compress_aug.stages.quantize import Quantize
 from compress_aug.stages.train import Distill, Train
 
 STAGES: dict[str, type[Stage]] = {

@@ -98,6 +98,13 @@ class Setup:
     images: "Callable[[int], list[Tensor]]"
     rehearsal: bool = False
 
+    def example(self) -> "Tensor":
+        """One normalised black image (1, C, H, W) on the run's device: enough to follow the model's layers."""
+        import torch
+
+        raw = torch.zeros(1, *self.data.image_shape, dtype=torch.uint8, device=self.fabric.device)
+        return self.data.normalise(raw)
+
 
 class Part(BaseModel):
     """A group of keys within a stage."""
