@@ -127,6 +127,12 @@ def vision(name: str) -> Callable[[], nn.Module]:
     return lambda: getattr(torchvision.models, name)(num_classes=5)
 
 
+def transformer() -> nn.Module:
+    model = torchvision.models.vit_b_16(num_classes=5, image_size=32)
+    nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero, where nothing before it shows
+    return model
+
+
 # Each with: image size, the place, the kind of block, the channels, what 2 blocks weigh.
 NETS = {
     "plain": (plain, 16, "5", "convolution", 12, 2 * (2 * 9 * 12 * 12 + 4 * 12)),
@@ -155,6 +161,15 @@ NETS = {
         464,
         2 * 440_800,
     ),
+    "torchvision efficientnet_b0": (
+        vision("efficientnet_b0"),
+        64,
+        "features.7",
+        "inverted",
+        320,
+        2 * 1_254_400,
+    ),
+    "torchvision vit_b_16": (transformer, 32, "encoder", "tokens", 768, 2 * 4_723_968),
 }
 
 SMALL = ["plain", "perceptron", "functional", "bottleneck", "tokens", "channels last"]
