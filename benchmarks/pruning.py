@@ -2,8 +2,8 @@
 
     python benchmarks/pruning.py --data path/to/cifar10 [--quick] [--json FILE]
 
-The data is one folder a class, under train/ and test/. For each seed a net is trained once, and both sides go on from the
-same weights, with the same epochs and learning rates:
+The data is one folder a class, under train/ and test/. For each seed a net is trained once, and both sides go on from
+the same weights, with the same epochs and learning rates:
 
 channels   cut to at most half the multiply-accumulates, then trained at the same constant magnitude. Against
            `torch-pruning`: its own pruner with group magnitude importance, its ratio found by bisection, channel

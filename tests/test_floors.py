@@ -31,6 +31,7 @@ FLOORS = {
     "checkpoint": 4,
     "training": 4,
     "pictures": 5,
+    "sensitivity": 5,
     "search": 5,
     "stages": 6,
     "recipe": 7,

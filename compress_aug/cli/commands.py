@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from compress_aug.cli import augmentation, files, recipes, runs, schedules
+from compress_aug.cli import augmentation, files, recipes, runs, schedules, sensitivity
 from compress_aug.errors import CompressAugError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(recipes.schema)
 app.command()(augmentation.show_augment)
 app.command()(schedules.show_schedule)
 app.command()(schedules.convert_schedule)
+app.command()(sensitivity.sensitivity)
 app.command()(files.bench)
 app.command()(runs.export)
 app.command()(runs.report)
