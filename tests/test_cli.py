@@ -396,6 +396,82 @@ def test_wrong_arguments_of_pictures(call, schedules, arguments, told):
     assert Path("notes.png").read_text() == "my notes"
 
 
+SCANNED = """
+version: 1
+model: {call: "nets:net"}
+data: digits
+stages:
+  - train: {epochs: 1, batch_size: 64, augment: {magnitude: 0}}
+  - prune: {sparsity: 0.5}
+  - quantize: {calibrate: 64}
+"""
+
+
+def test_sensitivity(call, workplace):
+    (workplace / "scanned.yaml").write_text(SCANNED)
+    assert call("run", "scanned.yaml", "--out", "runs/s", "--device", "cpu")[0] == 0
+
+    code, out, err = call("sensitivity", "runs/s", "--stage", "0", "--json", "s.json", "--device", "cpu")
+    assert (code, err) == (0, "")
+    found = json.loads(Path("s.json").read_text())
+    assert f"{100 * found['base']:.1f} % of 144 validation images are right" in out
+    assert "zeros" not in out and "sensitivity.png shows it as a map; the numbers are in s.json" in out
+    assert size("sensitivity.png")[0] >= 700
+    assert [layer["name"] for layer in found["layers"]] == ["0", "4"]
+    assert found["amounts"] == [0.3, 0.5, 0.7, 0.8, 0.9, 0.95] and found["images"] == 144
+    assert found["after"] == "after stage 0 (train 1 epoch)" and found["model"] == "nets:net"
+    assert set(found["bears"]) == {"0", "4"} and found["tolerance_points"] == 1.0
+    for layer in found["layers"]:
+        row = next(line.split() for line in out.splitlines() if line.split()[:1] == [layer["name"]])
+        assert row[4:10] == [f"{100 * accuracy:.1f}" for accuracy in layer["accuracies"]]
+
+    arguments = ["--sparsities", "0.4,0.9", "--layers", "Linear", "--images", "50", "--tolerance", "100"]
+    code, out, err = call("sensitivity", "runs/s", *arguments, "--json", "s.json", "--out", "a.png")
+    assert (code, err) == (0, "") and "of 50 validation images" in out and "at most 100 points" in out
+    found = json.loads(Path("s.json").read_text())
+    assert found["after"].startswith("after stage 2 (quantize")
+    assert [(layer["name"], layer["already"]) for layer in found["layers"]] == [("4", 1)]
+    assert found["bears"] == {"4": 0.9}
+
+    folders(workplace)
+    (workplace / "mine.json").write_text("{}")
+    (workplace / "unfinished").mkdir()
+    (workplace / "unfinished" / "recipe.yaml").write_text(SCANNED)
+    before = sorted(path.name for path in Path().iterdir())
+    for arguments, told in [
+        (["nowhere"], "nowhere holds no run"),
+        (["unfinished"], "No stage of unfinished is finished yet"),
+        (["runs/s", "--stage", "3"], "--stage 3: the finished stages of runs/s are 0 to 2"),
+        (["runs/s", "--sparsities", "0.5,1"], "from 0 to below 1; found 1.0"),
+        (["runs/s", "--sparsities", "50%"], "such as 0.5,0.8"),
+        (["runs/s", "--layers", "QuantConv"], 'did you mean "QuantConv2d"?'),
+        (["runs/s", "--data", "{name: digits, validation: 0}"], "digits has no validation images"),
+        (["runs/s", "--data", "cifar"], "there is no data set"),
+        (["runs/s", "--data", "lonely"], "lonely/train"),
+        (["runs/s", "--device", "tpu"], "expected auto, cpu, cuda or cuda:N"),
+        (["runs/s", "--out", "a.jpg"], "let the name end in .png"),
+        (["runs/s", "--json", "mine.json"], "mine.json is there already and is none of this command"),
+        (["runs/s", "--json", "none/s.json"], "There is no folder none"),
+    ]:
+        code, _out, err = call("sensitivity", *arguments)
+        assert code == 2 and told in " ".join(err.split()), err
+        assert err.startswith("error: ") and len(err.strip().splitlines()) == 1
+        assert sorted(path.name for path in Path().iterdir()) == before, "nothing is written"
+    assert Path("mine.json").read_text() == "{}"
+
+
+def test_sensitivity_stops_without_a_traceback(call, workplace, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    (workplace / "scanned.yaml").write_text(SCANNED.replace("  - quantize: {calibrate: 64}\n", ""))
+    assert call("run", "scanned.yaml", "--out", "runs/s", "--device", "cpu")[0] == 0
+    monkeypatch.setattr("compress_aug.sensitivity.scan_pruning", stopped)
+    code, _out, err = call("sensitivity", "runs/s", "--device", "cpu")
+    assert code == 1 and err == "error: Stopped; nothing is written.\n"
+    assert not Path("sensitivity.png").exists()
+
+
 @pytest.mark.skipif(
     not (Path(os.environ.get("COMPRESS_AUG_DATA", "none")) / "pba_schedules").is_dir(),
     reason="COMPRESS_AUG_DATA names no folder with pba_schedules/",
@@ -460,6 +536,7 @@ def test_help_needs_no_torch():
         ["--help"],
         ["run", "--help"],
         ["show-augment", "--help"],
+        ["sensitivity", "--help"],
         ["plan", "quickstart"],
         ["schema"],
     ):

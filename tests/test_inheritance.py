@@ -1,7 +1,9 @@
 """Extra layers: the same outputs when they come, the same names when they go, and the place they get."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from compress_aug import models
+from compress_aug.deploy import write
 from compress_aug.errors import AttachError, ModelError
 from compress_aug.inheritance import (
     attach_layers,
@@ -227,6 +230,18 @@ def test_same_outputs_at_the_start_and_same_names_at_the_end(net: str) -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert torch.equal(model(x), output)
     assert attached_at(model) is None
+
+
+def test_dropped_layers_leave_no_node_in_the_file(tmp_path: Path) -> None:
+    model = models.resnet20(5).eval()
+    write(model, tmp_path / "base.onnx", image_shape=(3, 32, 32))
+    attach_layers(model, torch.zeros(1, 3, 32, 32), blocks=2)
+    write(model, tmp_path / "extended.onnx", image_shape=(3, 32, 32))
+    write(drop_layers(model), tmp_path / "dropped.onnx", image_shape=(3, 32, 32))
+    nodes = {
+        name: len(onnx.load(tmp_path / f"{name}.onnx").graph.node) for name in ("base", "extended", "dropped")
+    }
+    assert nodes["dropped"] == nodes["base"] < nodes["extended"]
 
 
 def test_resnet20_gets_the_papers_twenty_layers() -> None:

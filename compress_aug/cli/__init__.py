@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, list, copy, schema, bench, export, report, sensitivity, and pictures of augmentation."""
+"""The command line: run, check, plan, list, copy, schema, bench, export, report, sensitivity, pictures."""
 
 from compress_aug.cli.commands import app, main
 
