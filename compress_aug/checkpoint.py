@@ -31,6 +31,7 @@ REPLAY: dict[str, Replay] = {
     "drop": inheritance.replay_drop,
     "quantize": quantization.replay,
     "finalize": _structure_unchanged,
+    "redraw": _structure_unchanged,
 }
 """Which function makes the change of a log entry again on a fresh model."""
 
@@ -55,15 +56,29 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def read_extra(path: Path) -> dict[str, Any]:
-    """What was stored beside the log. Raises RunFolderError if `path` is not such a file."""
-    extra: dict[str, Any] = json.loads(_about(path)["extra"])
+    """What was stored beside the log. Raises RunFolderError if `path` is not such a file, or a damaged one."""
+    extra: dict[str, Any] = _part(path, "extra", dict)
     return extra
 
 
 def read_log(path: Path) -> list[LogEntry]:
-    """The log of changes. Raises RunFolderError if `path` is not such a file."""
-    log: list[LogEntry] = json.loads(_about(path)["log"])
+    """The log of changes. Raises RunFolderError if `path` is not such a file, or a damaged one."""
+    log: list[LogEntry] = _part(path, "log", list)
+    if not all(isinstance(entry, dict) and isinstance(entry.get("verb"), str) for entry in log):
+        raise RunFolderError(f"{path} is damaged: not every entry of its log is a change to a model.")
     return log
+
+
+def _part(path: Path, name: str, kind: type[Any]) -> Any:
+    """One part of what lies beside the weights."""
+    about = _about(path)
+    try:
+        part = json.loads(about[name])
+    except (KeyError, ValueError):
+        part = None
+    if not isinstance(part, kind):
+        raise RunFolderError(f"{path} is damaged: its {name} cannot be read.")
+    return part
 
 
 def _about(path: Path) -> dict[str, str]:
@@ -72,25 +87,33 @@ def _about(path: Path) -> dict[str, str]:
             about = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path} is not a checkpoint: {error}.") from None
-    if about.get("format") != FORMAT:
-        raise RunFolderError(f"{path} is not a checkpoint of compress_aug (format {about.get('format')!r}).")
+    found = about.get("format")
+    if found is None or "log" not in about:
+        raise RunFolderError(f"{path} is not a checkpoint of compress_aug: it holds weights, but no log.")
+    if found != FORMAT:
+        raise RunFolderError(
+            f"{path} is a checkpoint in format {found!r}, and this version of compress_aug reads {FORMAT!r}: "
+            "use the version that wrote it."
+        )
     return about
 
 
 def rebuild(base: nn.Module, path: Path, replay: Mapping[str, Replay] | None = None) -> nn.Module:
     """Make the logged changes again on a fresh model and load the weights; consumes `base`, returns the model.
 
-    base:   the model as it was before any change; its weights do not matter
+    base:   the model as it was before any change, or with the first of the logged changes made already; its
+            weights do not matter
     replay: further verbs, of stages of your own: verb -> function(model, entry) -> model
 
-    Raises RunFolderError if the base is not the model that the checkpoint was made from.
+    Raises RunFolderError if the base is not the model that the checkpoint was made from, or if the file is
+    damaged.
 
     >>> save(model, Path("model.safetensors"))
     >>> model = rebuild(model, Path("model.safetensors"))
     """
     verbs = {**REPLAY, **(replay or {})}
     model, log = base, read_log(path)
-    for entry in log:
+    for entry in log[_made_already(base, log, path) :]:
         verb = entry["verb"]
         if verb not in verbs:
             raise RunFolderError(
@@ -99,10 +122,30 @@ def rebuild(base: nn.Module, path: Path, replay: Mapping[str, Replay] | None = N
         try:
             model = verbs[verb](model, entry)
         except CompressAugError as error:
-            raise RunFolderError(f"{path} does not fit this model: {error}") from error
+            raise RunFolderError(f"{path} does not fit this model: {_with_advice(str(error))}") from error
+        except KeyError as error:
+            if verb in (replay or {}):
+                raise
+            raise RunFolderError(f'{path} is damaged: its change "{verb}" lacks {error}.') from error
     _load_weights(model, path)
     replace_log(model, log)
     return model
+
+
+def _made_already(base: nn.Module, log: list[LogEntry], path: Path) -> int:
+    """How many of the logged changes the base has: a run may start on a model that was changed before."""
+    there = surgery_log(base)
+    if there != log[: len(there)]:
+        verbs = ", ".join(entry["verb"] for entry in there)
+        reason = f"it was changed already ({verbs}), otherwise than the model in the file"
+        raise RunFolderError(f"{path} does not fit this model: {_with_advice(reason)}")
+    return len(there)
+
+
+def _with_advice(reason: str) -> str:
+    """A verb's own advice is for who calls it; here the only one that helps is another base."""
+    advice = "ive the model that the checkpoint was made from."
+    return reason if reason.endswith(advice) else f"{reason.rstrip('.')}. G{advice}"
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -113,6 +156,4 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise RunFolderError(
-            f"{path} does not fit this model: {reason} Give the model that the checkpoint was made from."
-        ) from None
+        raise RunFolderError(f"{path} does not fit this model: {_with_advice(reason)}") from None

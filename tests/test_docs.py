@@ -97,7 +97,7 @@ def test_every_relative_link_leads_somewhere():
 
 
 OUTSIDE = """\
-├── recipes/                     recipes that ship: quickstart.yaml and everyday ones
+├── recipes/                     recipes that ship: quickstart.yaml and everyday ones; paper/: baselines to compare with
 ├── export/                      what leaves for the device, without torch: bench.py, classify.py, targets/*.yaml
 ├── benchmarks/                  side-by-side measurements against other loops and tools, one command each
 ├── docs/                        what each stage does; the five depths of the Python API

@@ -1,18 +1,38 @@
-"""Masks, against torch.nn.utils.prune: which weights, how many, and that they stay zero."""
+"""Masks, against torch.nn.utils.prune and by hand: which weights, how many, and that they stay zero; redraw."""
 
 import copy
+import itertools
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import brevitas.nn as qnn
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from toys import TinyResidual, tiny_data, tiny_net
 
-from compress_aug.errors import ModelError, PruneError
+from compress_aug import checkpoint
+from compress_aug.errors import ModelError, PruneError, RunFolderError, SurgeryError
+from compress_aug.inheritance import attach_layers, drop_layers
 from compress_aug.measure import effective_weight, prunable_layers, sparsity
-from compress_aug.pruning import mask_smallest, replay
+from compress_aug.models import resnet8
+from compress_aug.pruning import (
+    chosen_layers,
+    gradual,
+    mask_like,
+    mask_pattern,
+    mask_random,
+    mask_smallest,
+    masks_of,
+    read_masks,
+    redraw,
+    replay,
+)
 from compress_aug.surgery import copy_model, make_permanent, masked_layers, surgery_log
+from compress_aug.training import Settings, Training, fit
 
 
 def toy() -> nn.Sequential:
@@ -262,6 +282,7 @@ def test_replay_takes_the_weights_and_computes_the_same(make: Callable[[], nn.Se
 def test_log_entry() -> None:
     assert surgery_log(mask_smallest(toy(), 0.4))[0] == {
         "verb": "mask",
+        "method": "l1",
         "sparsity": 0.4,
         "scope": "global",
         "layers": {"0": [8, 3, 3, 3], "3": [8, 1, 3, 3], "5": [5, 128]},
@@ -281,6 +302,389 @@ def test_quantized_layers_keep_their_zeros() -> None:
     assert sparsity(model) == pytest.approx(0.4, abs=1 / total(model))
     for layer in masked_layers(model).values():
         assert not layer.quant_weight().value[layer.weight_mask == 0].any()
+
+
+# Chosen layers.
+
+
+def test_layers_are_chosen_by_name_glob_and_type() -> None:
+    net = resnet8(10)
+    every = list(prunable_layers(net))
+    assert list(chosen_layers(net)) == every
+    assert list(chosen_layers(net, ["fc", "layer1.*"])) == ["layer1.0.conv1", "layer1.0.conv2", "fc"]
+    assert list(chosen_layers(net, ["layer1"])) == ["layer1.0.conv1", "layer1.0.conv2"]
+    assert list(chosen_layers(net, ["*.conv2"])) == [f"layer{n}.0.conv2" for n in (1, 2, 3)]
+    assert list(chosen_layers(net, ["Linear"])) == ["fc"]
+    assert list(chosen_layers(net, exclude=["Conv2d"])) == ["fc"]
+    assert list(chosen_layers(net, ["layer?.0.conv1"], ["layer2"])) == ["layer1.0.conv1", "layer3.0.conv1"]
+    assert list(chosen_layers(quantized_toy(), ["Conv2d"])) == ["0"], "quantized layers are of their type too"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"layers": ["layr1.*"]},
+            'layers: "layr1.*" matches no convolution or linear layer; did you mean "layer1"?',
+        ),
+        ({"layers": ["fc", "Conv2D"]}, 'did you mean "Conv2d"?'),
+        (
+            {"exclude": ["bn1"]},
+            'exclude: "bn1" matches no convolution or linear layer; known are: Conv2d, Linear, conv1, ',
+        ),
+        ({"layers": ["zzz"]}, "known are: Conv2d, Linear, conv1, layer1.0.conv1, "),
+        ({"layers": ["fc"], "exclude": ["Linear"]}, "exclude matches all of fc."),
+        ({"layers": "fc"}, 'layers is a list of names, globs and types: write ["fc"].'),
+    ],
+)
+def test_what_matches_nothing_is_told(arguments: dict[str, object], said: str) -> None:
+    for mask in (lambda net, **keys: mask_smallest(net, 0.5, **keys), mask_pattern):
+        net = resnet8(10)
+        with pytest.raises(PruneError) as caught:
+            mask(net, **arguments)  # type: ignore[arg-type]
+        assert said in str(caught.value)
+        assert not masked_layers(net)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("mask", [mask_smallest, mask_random])
+def test_the_total_is_that_of_the_chosen_layers(mask: Callable[..., nn.Module], scope: str) -> None:
+    model = toy()
+    before = model[0].weight.detach().clone()
+    mask(model, 0.3, scope, layers=["[35]"])
+    chosen = nn.Sequential(model[3], nn.Flatten(), model[5])
+    assert set(masks(model)) == {"3", "5"} and torch.equal(model[0].weight, before)
+    expected = round(0.3 * total(chosen)) if scope == "global" else round(0.3 * 72) + round(0.3 * 640)
+    assert zeros(chosen) == expected
+    # Others come later, and what is masked stays the least that is zero.
+    mask(model, 0.9, layers=["0"])
+    assert zeros(chosen) == expected and zeros(model[0]) == round(0.9 * 216)
+    with pytest.raises(PruneError, match=r"The chosen part of the model already has sparsity 0\.3"):
+        mask(model, 0.2, layers=["3", "5"])
+    with pytest.raises(PruneError, match=r"The model already has sparsity 0\.4"):
+        mask(model, 0.4)
+
+
+# Random ones.
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_random_masks_are_exact_seeded_and_grow(scope: str) -> None:
+    one, same, other, at_once = (
+        mask_random(toy(), share, scope, seed=seed)
+        for share, seed in ((0.3, 1), (0.3, 1), (0.3, 2), (0.7, 1))
+    )
+    assert all(torch.equal(masks(same)[name], mask) for name, mask in masks(one).items())
+    assert any(not torch.equal(masks(other)[name], mask) for name, mask in masks(one).items())
+    shares = [(mask == 0).double().mean().item() for mask in masks(one).values()]
+    if scope == "layer":
+        counts = [int((mask == 0).sum()) for mask in masks(one).values()]
+        assert counts == [round(0.3 * mask.numel()) for mask in masks(one).values()]
+    else:
+        assert zeros(one) == round(0.3 * total(one)) and max(shares) > min(shares)
+    before = masks(one)
+    mask_random(one, 0.5, scope, seed=9)
+    assert all(not (masks(one)[name] * (1 - mask)).any() for name, mask in before.items())
+    # Rising totals with one seed end where one call does, as with the smallest.
+    mask_random(same, 0.7, scope, seed=1)
+    assert all(torch.equal(masks(at_once)[name], mask) for name, mask in masks(same).items())
+
+
+def test_random_masks_take_zeros_first() -> None:
+    model = mask_random(toy(), 0.4, seed=1)
+    before = masks(model)
+    mask_random(make_permanent(model), 0.4, seed=2)
+    assert all(torch.equal(masks(model)[name], mask) for name, mask in before.items())
+
+
+def test_random_draws_do_not_look_at_magnitudes_and_leave_torch_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    layer = nn.Linear(100, 100)
+    torch.manual_seed(5)
+    mask_random(layer, 0.5, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    small = layer.weight_orig.abs() < 0.05
+    twin = mask_random(copy_model(layer), 0.5, seed=3)
+    assert torch.equal(twin.weight_mask, layer.weight_mask)
+    # As many of the small ones are gone as chance would have it: 0.5 within five standard deviations.
+    fresh = mask_random(nn.Linear(100, 100), 0.5, seed=4)
+    kept = fresh.weight_mask[small].mean().item()
+    assert abs(kept - 0.5) < 5 * 0.5 / math.sqrt(int(small.sum()))
+
+
+# N:M.
+
+
+def test_two_of_four_by_hand() -> None:
+    layer = nn.Linear(8, 2, bias=False)
+    rows = [[1.0, -4, 3, 2, 0.5, 0.5, 0.5, 0.5], [-1, 0, 0, 0, 9, 8, 7, 6]]
+    layer.weight.data = torch.tensor(rows)
+    mask_pattern(layer, "2:4")
+    # Of equal ones the earlier go first.
+    assert layer.weight_mask.int().tolist() == [[0, 1, 1, 0, 0, 0, 1, 1], [1, 0, 0, 1, 1, 1, 0, 0]]
+    assert layer.weight.tolist() == [[0, -4, 3, 0, 0, 0, 0.5, 0.5], [-1, 0, 0, 0, 9, 8, 0, 0]]
+
+
+@pytest.mark.parametrize(("stay", "size"), [(2, 4), (1, 4), (4, 8), (1, 2)])
+def test_groups_run_along_the_input_channels(stay: int, size: int) -> None:
+    conv = nn.Conv2d(16, 6, 3, groups=2)
+    weight = conv.weight.detach().clone()
+    mask_pattern(conv, f"{stay}:{size}")
+    for out, row, column in itertools.product(range(6), range(3), range(3)):
+        for start in range(0, 8, size):
+            group = weight[out, start : start + size, row, column].abs()
+            largest = sorted(group.sort(descending=True).indices[:stay].tolist())
+            kept = conv.weight_mask[out, start : start + size, row, column].nonzero().flatten().tolist()
+            assert kept == largest
+    assert zeros(conv) == conv.weight.numel() * (size - stay) // size
+
+
+def test_what_does_not_fit_a_pattern_stays_dense_and_is_named() -> None:
+    model = mask_pattern(toy(), "2:4")
+    assert set(masks(model)) == {"5"} and zeros(model) == 320
+    entry = surgery_log(model)[-1]
+    assert entry == {
+        "verb": "mask", "method": "pattern", "pattern": "2:4", "dense": ["0", "3"], "layers": {"5": [5, 128]},
+    }  # fmt: skip
+    with pytest.raises(PruneError, match='No layer fits the pattern "2:4": the input channels of 0, 3 are'):
+        mask_pattern(toy(), "2:4", exclude=["Linear"])
+    for wrong in ("4:2", "0:4", "2:2", "2/4", "2"):
+        with pytest.raises(PruneError, match=f'0 < N < M, such as "2:4"; found "{wrong}"'):
+            mask_pattern(toy(), wrong)
+
+
+def test_a_pattern_only_grows_masks() -> None:
+    model = mask_smallest(tiny_net(), 0.7)
+    before = masks(model)
+    mask_pattern(model, "2:4")
+    after = masks(model)
+    assert all(not (after[name] * (1 - mask)).any() for name, mask in before.items())
+    groups = after["3"].movedim(1, -1).reshape(-1, 4).sum(1)
+    old = before["3"].movedim(1, -1).reshape(-1, 4).sum(1)
+    assert torch.equal(groups, old.clamp_max(2)), "no group loses more than it must"
+    assert torch.equal(after["0"], before["0"]), "three colours do not fit"
+
+
+# Another model's.
+
+
+def test_masks_of_another_model_for_weights_of_its_own(tmp_path: Path) -> None:
+    pruned = mask_smallest(tiny_net(), 0.6)
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(pruned, path)
+    for given in (pruned, masks_of(pruned), read_masks(path)):
+        own = redraw(tiny_net(), seed=7)
+        before = own[3].weight.detach().clone()
+        mask_like(own, given)
+        assert all(torch.equal(masks(own)[name], mask) for name, mask in masks(pruned).items())
+        assert masks(own).keys() == masks(pruned).keys()
+        assert torch.equal(own[3].weight, before * masks(pruned)["3"])
+        assert zeros(own) == zeros(pruned)
+    (tmp_path / "broken.safetensors").write_bytes(b"not at all")
+    with pytest.raises(RunFolderError, match="is not a checkpoint"):
+        read_masks(tmp_path / "broken.safetensors")
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    pruned = mask_smallest(tiny_net(), 0.6)
+    with pytest.raises(PruneError, match="has no masks"):
+        mask_like(tiny_net(), tiny_net())
+    with pytest.raises(
+        PruneError, match=r'layer "0" has the shape \[8, 3, 3, 3\], its weight \[16, 3, 3, 3\]'
+    ):
+        mask_like(tiny_net(width=16), pruned)
+    with pytest.raises(PruneError, match=r'mask for "convv".*did you mean "conv"'):
+        mask_like(TinyResidual(), {"convv": torch.ones(2)})
+    sparser = mask_smallest(tiny_net(), 0.8)
+    with pytest.raises(PruneError, match="would give back weights"):
+        mask_like(sparser, pruned)
+    assert sparsity(mask_like(pruned, sparser)) == sparsity(sparser)
+
+
+# Redrawn weights.
+
+
+def test_redraw_is_building_anew() -> None:
+    net = tiny_net()
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *net.buffers()):
+            tensor.add_(3)
+    state = torch.get_rng_state()
+    parameters = list(net.parameters())
+    redraw(net, seed=0)  # the seed that tiny_net builds with
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(one is other for one, other in zip(net.parameters(), parameters, strict=True))
+    for name, value in tiny_net().state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), name
+    assert not torch.equal(redraw(net, seed=1)[0].weight, tiny_net()[0].weight)
+    assert surgery_log(net)[-1] == {"verb": "redraw", "seed": 1}
+
+
+def test_redraw_keeps_masks_and_applies_them() -> None:
+    net = mask_smallest(tiny_net(), 0.6)
+    train(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), 3, torch.randn(4, 3, 8, 8))
+    before, fresh = masks(net), tiny_net()
+    redraw(net, seed=0)
+    assert all(torch.equal(masks(net)[name], mask) for name, mask in before.items())
+    for name, layer in masked_layers(net).items():
+        expected = fresh.get_submodule(name).weight * before[name]
+        assert torch.equal(layer.weight_orig, expected) and torch.equal(layer.weight, expected)
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(net.eval()(images), mask_like(fresh, before).eval()(images))
+    # And it trains: what is masked stays, the rest moves.
+    train(net, torch.optim.SGD(net.parameters(), lr=0.1), 3, images)
+    assert zeros(net) == zeros(fresh)
+
+
+def test_redraw_reaches_attention() -> None:
+    model = mask_smallest(Attention(), 0.5)
+    old = model.attention.in_proj_weight.detach().clone()
+    torch.manual_seed(3)
+    fresh = Attention()
+    redraw(model, seed=3)
+    assert torch.equal(model.attention.in_proj_weight, fresh.attention.in_proj_weight)
+    assert not torch.equal(model.attention.in_proj_weight, old)
+    assert torch.equal(model.head.weight, fresh.head.weight * masks(model)["head"])
+
+
+def test_redraw_refuses_what_it_cannot_draw() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+    net = nn.Sequential(nn.Linear(2, 2), Own())
+    before = net[0].weight.detach().clone()
+    with pytest.raises(SurgeryError, match=r"have no reset_parameters: 1\. Write one"):
+        redraw(net)
+    with pytest.raises(SurgeryError, match="have no reset_parameters: the model itself"):
+        redraw(Own())
+    with pytest.raises(SurgeryError, match=r"have no reset_parameters: 0\.weight_quant"):
+        redraw(nn.Sequential(qnn.QuantLinear(2, 2, bias=True, weight_quant=_learned_scale())))
+    attached = attach_layers(tiny_net(), torch.zeros(1, 3, 8, 8), blocks=1)
+    with pytest.raises(SurgeryError, match="Extra layers are attached"):
+        redraw(attached)
+    redraw(drop_layers(attached))
+    assert torch.equal(net[0].weight, before)
+
+
+def _learned_scale() -> object:
+    from brevitas.quant import Int8WeightPerTensorFloat
+
+    return Int8WeightPerTensorFloat.let(scaling_impl_type="parameter_from_stats")
+
+
+# Checkpoints: each method, saved, and rebuilt on a fresh model.
+
+METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "l1": lambda net: mask_smallest(net, 0.5, layers=["0", "Linear"]),
+    "random": lambda net: mask_random(net, 0.5, "layer", seed=4),
+    "pattern": lambda net: mask_pattern(net, "2:4"),
+    "like": lambda net: mask_like(net, mask_smallest(copy_model(net), 0.3)),
+    "redraw": lambda net: redraw(mask_random(net, 0.4), seed=3),
+}
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("make", [tiny_net, TinyResidual])
+def test_rebuilt_from_its_checkpoint(method: str, make: Callable[..., nn.Module], tmp_path: Path) -> None:
+    if make is TinyResidual and method == "l1":
+        model = mask_smallest(make(), 0.5, layers=["stem", "Linear"])
+    else:
+        model = METHODS[method](make())
+    images = torch.randn(4, 3, 8, 8)
+    train(model, torch.optim.AdamW(model.parameters(), lr=0.01), 3, images)
+    checkpoint.save(model, tmp_path / "model.safetensors")
+    base = make()
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.normal_()
+    rebuilt = checkpoint.rebuild(base, tmp_path / "model.safetensors")
+    assert model.state_dict().keys() == rebuilt.state_dict().keys()
+    assert all(torch.equal(rebuilt.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert surgery_log(rebuilt) == surgery_log(model)
+    assert torch.equal(model.eval()(images), rebuilt.eval()(images))
+    # It trains on as it would have.
+    for net in (model, rebuilt):
+        train(net.train(), torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), 2, images)
+    assert torch.equal(model.eval()(images), rebuilt.eval()(images))
+
+
+# Gradually.
+
+
+def agp(start: float, end: float, at: float) -> float:
+    """Eq. 1 of arXiv 1710.01878, `at` in [0, 1] of the time in which it prunes."""
+    return end + (start - end) * (1 - at) ** 3
+
+
+def test_gradual_follows_the_formula_and_momentum_revives_nothing() -> None:
+    model, images = tiny_net(), torch.randn(4, 3, 8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    prune_at = gradual(0.1, 0.8, every=0.1, until=0.7)
+    weights, before = total(model), None
+    for step in range(40):
+        prune_at(model, step / 40)
+        done = min((step // 4) / 7, 1.0)
+        assert zeros(model) == round(agp(0.1, 0.8, done) * weights)
+        now = masks(model)
+        assert before is None or all(not (now[name] * (1 - mask)).any() for name, mask in before.items())
+        before = now
+        train(model, optimizer, 1, images)
+        assert all(
+            not effective_weight(layer)[layer.weight_mask == 0].any()
+            for layer in masked_layers(model).values()
+        )
+    assert zeros(model) == round(0.8 * weights)
+    assert len(surgery_log(model)) == 1 and surgery_log(model)[0]["end"] == 0.8
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_gradual_in_a_training_that_is_stopped_goes_on_exactly(optimizer: str) -> None:
+    settings = Settings(epochs=3, batch_size=16, lr=0.01, optimizer=optimizer, precision="float32")  # type: ignore[arg-type]
+
+    def begun() -> Training:
+        net = tiny_net()
+        prune_at = gradual(0.0, 0.6, every=0.2, until=0.8, layers=["Conv2d"])
+        prune_at(net, 0.0)
+        return Training(net, tiny_data(), settings=settings, on_step=prune_at, fabric=_cpu())
+
+    whole = begun()
+    fit(whole)
+    chosen = nn.ModuleList(chosen_layers(whole.model, ["Conv2d"]).values())
+    assert zeros(chosen) == round(0.6 * total(chosen))
+    assert not hasattr(whole.model[8], "weight_mask")
+    # Between two prunings too, when momentum has moved what lies behind a new mask.
+    for stop in (3, 4, 7, 11):
+        first, steps = begun(), itertools.count(1)
+        while first.epoch(lambda training, steps=steps, stop=stop: next(steps) >= stop):
+            pass
+        again = begun()
+        again.load_state_dict(first.state_dict())
+        fit(again)
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(again.model.state_dict()[name], value), (stop, name)
+        assert surgery_log(again.model) == surgery_log(whole.model)
+
+
+def _cpu() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def test_gradual_refuses() -> None:
+    with pytest.raises(PruneError, match=r"can only grow: the end, 0\.2, is lower than the start, 0\.4"):
+        gradual(0.4, 0.2)
+    with pytest.raises(PruneError, match='"cubik": did you mean "cubic"'):
+        gradual(0.0, 0.2, "cubik")
+    with pytest.raises(
+        PruneError, match="every is a share of the training, above 0 and at most 1; found 100"
+    ):
+        gradual(0.0, 0.2, every=100)
+    with pytest.raises(PruneError, match="from 0 to below 1; found 1"):
+        gradual(0.0, 1)
+    with pytest.raises(PruneError, match=r"already has sparsity 0\.5, more than the 0\.2 asked for"):
+        gradual(0.2, 0.6)(mask_smallest(tiny_net(), 0.5), 0.0)
 
 
 # What is refused, and what it says.

@@ -43,6 +43,29 @@ class TinyResidual(nn.Module):
         return self.fc(features.mean((2, 3)))
 
 
+class TinyConcat(nn.Module):
+    """A depthwise-separable branch beside its input, joined by concatenation, in nested Sequentials."""
+
+    def __init__(self, classes: int = TOY_CLASSES, channels: int = 3, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = _step(channels, width, 3)
+        self.depthwise = _step(width, width, 3, groups=width)
+        self.pointwise = _step(width, width, 1)
+        self.join = _step(2 * width, width, 1)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = self.stem(images)
+        branch = self.pointwise(self.depthwise(stem))
+        return self.fc(self.join(torch.cat([stem, branch], 1)).mean((2, 3)))
+
+
+def _step(inputs: int, outputs: int, size: int, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
 def tiny_images(number: int, *, size: int = 8, channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     """uint8 images (N, C, H, W) of dim noise with one bright quarter, and which quarter, int64 (N,)."""
     generator = torch.Generator().manual_seed(seed)

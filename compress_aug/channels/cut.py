@@ -1,14 +1,13 @@
 """Cut channels to a ratio or a budget: what is asked for, how far to go, the log."""
 
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from compress_aug import measure, surgery
 from compress_aug.channels.graph import (
-    Importance,
     Layer,
     Removed,
     channels_to_remove,
@@ -17,9 +16,12 @@ from compress_aug.channels.graph import (
     removable_layers,
     remove,
 )
+from compress_aug.channels.scores import Batches, Importance, weighted_by_gradients
+from compress_aug.channels.search import Found, Trial, counted, measured
 from compress_aug.errors import PruneError, nearest
 
-_GOALS = ("ratio", "parameters", "macs", "cost")
+_SHARES = ("ratio", "parameters", "macs")
+_COSTS = ("cost", "latency_ms", "size_mb")
 # torch leaves this function without annotations.
 _put_mask_of_ones: Callable[[nn.Module, str], nn.Module] = prune.identity
 
@@ -33,67 +35,66 @@ def cut_channels(
     round_to: int = 8,
     original: Mapping[str, float] | None = None,
     cost: Callable[[nn.Module], float] | None = None,
+    batches: Batches | None = None,
 ) -> nn.Module:
     """Remove the least important channels, the same share of every layer, until a goal is met.
 
     example:    (N, C, H, W), inputs of the model; only the shape counts
     until:      one goal. {"ratio": r}: the share of channels cut in total, in (0, 1). {"parameters": s} or
-                {"macs": s}: the share of the original that stays at most, in (0, 1). {"cost": c}: what `cost`
-                returns at most, in its own unit (milliseconds, bytes)
-    importance: "l1" or "l2" norm of a channel's weights, "bn_scale" of its batch normalisation, "random" (the
-                same on every call)
+                {"macs": s}: the share of the original that stays at most, in (0, 1). {"latency_ms": c},
+                {"size_mb": c} or {"cost": c}: what `cost` returns at most, in its own unit
+    importance: "l1" or "l2" norm of a channel's weights, "bn_scale" of its batch normalisation, "taylor" (what
+                the loss gains by it, to first order), "random" (the same on every call)
     round_to:   layers keep a multiple of it, some rounded up and some down, and never fewer channels than it
     original:   {"parameters": ..., "macs": ...} of the model that entered the recipe; by default this model's
-    cost:       measures a model that was cut; called about ten times
+    cost:       measures a model that was cut, a copy in eval mode; called up to twelve times. It need not
+                fall with every cut: see `compress_aug.channels.search.measured`
+    batches:    for "taylor" alone: (inputs, targets) in turn, or a function that runs the model it is given
+                and calls backward on a loss of its own
 
-    Changes the model and returns it. The classifier's outputs are never cut. The share of channels is found
-    by bisection on copies. The log entry says what was reached ("reached") and which layers cannot be cut and
-    why ("left_alone"): cuts are tried on a copy, which must compute what the model computes with the removed
-    channels at zero. (Layer and group normalisation and attention mix channels: there it must only run.)
+    Changes the model and returns it. The classifier's outputs are never cut. The log entry says what was
+    reached ("reached"), what was tried ("trials": share of channels cut in total, value), and which layers
+    cannot be cut and why ("left_alone"): cuts are tried on a copy, which must compute what the model computes
+    with the removed channels at zero. (Layer and group normalisation and attention mix channels: there it must
+    only run.) Where torch-pruning cannot follow the whole model, as ShuffleNetV2 with its channel shuffle, the
+    parts that can be followed are cut, and "followed_in_parts" says what stood in the way.
 
     Masks are made permanent and then put back from the zeros that are left, so the sparsity may change.
     Weights become new Parameter objects: a training loop must build its optimizer after this call.
 
-    Raises PruneError for a goal that is malformed or out of reach, and for a model that torch-pruning cannot
-    follow: of the nets we tried, ShuffleNetV2.
+    Raises PruneError for a goal that is malformed or out of reach, and for a model that cannot be followed.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 4))
     >>> cut_channels(net, torch.zeros(1, 3, 8, 8), until={"ratio": 0.5})[0].out_channels
     16
 
-    Source: dependency graph and group importance of arXiv 2301.12900 (torch-pruning). One ratio for all
-    layers, the rounding, the bisection and the trial are our decisions.
+    Source: dependency graph and group importance of arXiv 2301.12900 (torch-pruning); "taylor" after arXiv
+    1906.10771, but |weight x gradient| summed over weights and batches, where the paper squares sums. One ratio
+    for all layers, the rounding, the search, the trial and cutting in parts are our decisions.
     """
     what, goal = _goal(until, cost)
-    _check_choices(importance, round_to)
+    _check_choices(importance, round_to, batches)
     bare = surgery.fold_masks(surgery.copy_model(model)).eval()
     image = noise_like(example.shape, bare)
-    layers, left_alone = removable_layers(bare, image, importance, round_to)
-    before = _ratio_before(model)
-    if what == "ratio":
-        ratio, amount = _further(goal, before), None
-    else:
-        amount = cost or _share(what, bare, image, original)
-        ratio = _bisect(bare, image, layers, round_to, amount, (what, goal))
-    removed = channels_to_remove(layers, ratio, round_to)
+    amount = cost or (None if what == "ratio" else _share(what, bare, image, original))
+    removed, chosen = _chosen(
+        bare, image, (what, goal), importance, round_to, amount, batches, _ratio_before(model)
+    )
     check_cut(bare, image, removed)
     shapes = surgery.layer_shapes(model, list(measure.prunable_layers(model)))
     _remove_and_mask(model, image, removed)
-    cut = sum(map(len, removed.values())) / sum(len(layer.scores) for layer in layers)
     surgery.record(
         model,
         "cut_channels",
         until={what: goal},
         importance=importance,
         round_to=round_to,
-        ratio=1 - (1 - before) * (1 - ratio),
-        reached=1 - (1 - before) * (1 - cut) if amount is None else amount(surgery.copy_model(model)),
+        **chosen,
         example=list(image.shape),
         layers=shapes,
         removed=removed,
         kept={name: shape[0] for name, shape in surgery.layer_shapes(model, list(removed)).items()},
-        left_alone=left_alone,
     )
     return model
 
@@ -112,22 +113,32 @@ def replay(model: nn.Module, entry: surgery.LogEntry) -> nn.Module:
 
 
 def _goal(until: Mapping[str, float], cost: object) -> tuple[str, float]:
+    known = (*_SHARES, *_COSTS)
     if len(until) != 1:
-        raise PruneError(f"until takes exactly one of {', '.join(_GOALS)}; found {dict(until)}.")
+        raise PruneError(f"until takes exactly one of {', '.join(known)}; found {dict(until)}.")
     ((what, goal),) = until.items()
-    if what not in _GOALS:
-        raise PruneError(f'Channels cannot be cut until "{what}": {nearest(what, _GOALS)}')
-    if (what == "cost") != (cost is not None):
-        raise PruneError('until={"cost": limit} and cost=function belong together; one of them is missing.')
-    if what != "cost" and not 0 < goal < 1:
+    if what not in known:
+        raise PruneError(f'Channels cannot be cut until "{what}": {nearest(what, known)}')
+    if (what in _COSTS) != (cost is not None):
+        raise PruneError(
+            f"until takes {', '.join(_COSTS)} together with cost=function that measures it, and no other goal "
+            f"does; found until={dict(until)} {'without' if cost is None else 'with'} a cost."
+        )
+    if what in _SHARES and not 0 < goal < 1:
         raise PruneError(f"until {what} is a share, above 0 and below 1; found {goal!r}.")
+    if not goal > 0:
+        raise PruneError(f"until {what} must be above 0, found {goal!r}.")
     return what, float(goal)
 
 
-def _check_choices(importance: str, round_to: int) -> None:
+def _check_choices(importance: str, round_to: int, batches: Batches | None) -> None:
     known = get_args(Importance)
     if importance not in known:
         raise PruneError(f'No importance of channels is called "{importance}": {nearest(importance, known)}')
+    if (importance == "taylor") != (batches is not None):
+        raise PruneError(
+            'importance="taylor" and batches=(inputs, targets) in turn belong together; one of them is missing.'
+        )
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise PruneError(f"round_to must be a whole number from 1 up, found {round_to!r}.")
 
@@ -161,33 +172,72 @@ def _share(
     return lambda measured: count(measured) / whole
 
 
-def _bisect(
+# How far to go.
+
+
+def _chosen(
+    model: nn.Module,
+    image: Tensor,
+    goal: tuple[str, float],
+    importance: Importance,
+    round_to: int,
+    amount: Callable[[nn.Module], float] | None,
+    batches: Batches | None,
+    before: float,
+) -> tuple[Removed, dict[str, Any]]:
+    """The channels to remove, and what the log says of the choice.
+
+    amount: what the goal limits; None for a ratio.  before: the share of channels that earlier calls cut
+    """
+    # The l1 norm of weight x gradient is what taylor means.
+    ranked = model if batches is None else weighted_by_gradients(model, batches)
+    norm: Importance = "l1" if importance == "taylor" else importance
+    layers, left_alone, in_parts = removable_layers(ranked, image, norm, round_to)
+    if amount is None:
+        found = _as_asked(layers, _further(goal[1], before), round_to)
+    else:
+        found = _searched(model, image, layers, round_to, amount, goal)
+
+    def in_total(ratio: float) -> float:
+        return 1 - (1 - before) * (1 - ratio)
+
+    return channels_to_remove(layers, found.ratio, round_to), {
+        "ratio": in_total(found.ratio),
+        "reached": in_total(found.value) if amount is None else found.value,
+        "trials": [[in_total(ratio), value] for ratio, value in found.trials],
+        "left_alone": left_alone,
+        "followed_in_parts": in_parts,
+    }
+
+
+def _as_asked(layers: list[Layer], ratio: float, round_to: int) -> Found:
+    """The ratio itself, and the share of channels that it comes to once layers are rounded."""
+    removed = channels_to_remove(layers, ratio, round_to)
+    share = sum(map(len, removed.values())) / sum(len(layer.scores) for layer in layers)
+    return Found(ratio, share, [])
+
+
+def _searched(
     model: nn.Module,
     image: Tensor,
     layers: list[Layer],
     round_to: int,
     amount: Callable[[nn.Module], float],
     goal: tuple[str, float],
-) -> float:
-    """The smallest ratio, to 1/256, that was seen to meet the goal."""
+) -> Found:
+    known: dict[str, float] = {}
+    tried: list[Trial] = []
 
-    def reached(ratio: float) -> float:
+    def amount_at(ratio: float) -> float:
         removed = channels_to_remove(layers, ratio, round_to)
-        return amount(remove(surgery.copy_model(model), image, removed))
+        # Neighbouring ratios often round to the same cut, and measuring may take seconds.
+        if (cut := str(removed)) not in known:
+            known[cut] = float(amount(remove(surgery.copy_model(model), image, removed)))
+            tried.append(Trial(ratio, known[cut]))
+        return known[cut]
 
-    what, limit = goal
-    low, high = 0.0, 1.0
-    if reached(low) <= limit:
-        return low
-    least = reached(high)
-    if least > limit:
-        raise PruneError(
-            f"Cutting channels brings {what} down to {least:.3g} at the least, not to {limit:g}."
-        )
-    while high - low > 1 / 256:
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) <= limit else (middle, high)
-    return high
+    search = measured if goal[0] in _COSTS else counted
+    return search(amount_at, goal)._replace(trials=tried)
 
 
 def _remove_and_mask(model: nn.Module, image: Tensor, removed: Removed) -> nn.Module:

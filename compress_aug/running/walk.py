@@ -127,6 +127,7 @@ class Walk:
             note=note,
             images=partial(self._images, seed),
             rehearsal=self.rehearsal,
+            following=self.recipe.stages[index + 1 :],
         )
 
     def _fit(self, title: str, training: Any, *, checkpoint: Path | None = None) -> Any:

@@ -5,15 +5,17 @@ from compress_aug.stages.augmentation import Augment, Filter
 from compress_aug.stages.base import Outlook, Setup, Stage, State
 from compress_aug.stages.export import Export
 from compress_aug.stages.keep import Keep
-from compress_aug.stages.prune import Prune
+from compress_aug.stages.prune import Gradual, Prune
 from compress_aug.stages.prune_channels import PruneChannels
 from compress_aug.stages.quantize import Quantize
+from compress_aug.stages.redraw import Redraw
 from compress_aug.stages.train import Distill, Train
 
 STAGES: dict[str, type[Stage]] = {
     "train": Train,
     "prune": Prune,
     "prune_channels": PruneChannels,
+    "redraw": Redraw,
     "attach": Attach,
     "drop": Drop,
     "keep": Keep,
@@ -29,11 +31,13 @@ __all__ = [
     "Drop",
     "Export",
     "Filter",
+    "Gradual",
     "Keep",
     "Outlook",
     "Prune",
     "PruneChannels",
     "Quantize",
+    "Redraw",
     "Setup",
     "Stage",
     "State",

@@ -1,6 +1,6 @@
 """What a stage is: a frozen pydantic class that can foresee itself without torch, and run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -82,6 +82,7 @@ class Setup:
     note:         says one line to the user and keeps it in the stage's row
     rehearsal:    nothing is trained or judged, only tried: what a check of the recipe runs with
     images:       normalised float batches (N, C, H, W) of the training images, as many as asked for
+    following:    the stages after this one: in which form a file will be, say
     """
 
     data: "Data"
@@ -97,6 +98,7 @@ class Setup:
     note: Callable[[str], None]
     images: "Callable[[int], list[Tensor]]"
     rehearsal: bool = False
+    following: "Sequence[Stage]" = ()
 
     def example(self) -> "Tensor":
         """One normalised black image (1, C, H, W) on the run's device: enough to follow the model's layers."""

@@ -1,38 +1,257 @@
 """prune: single weights go to zero, and stay there."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar, Literal
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from compress_aug.errors import RecipeError
-from compress_aug.stages.base import Outlook, Setup, Stage, State, percent
+from compress_aug.schedule import Ramp, extremes
+from compress_aug.stages.augmentation import check_kept
+from compress_aug.stages.base import KEPT_NAME, Outlook, Part, Setup, Stage, State, percent
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_LAYERS = "names, globs or types of the layers that take part; all by default"
+_EXCLUDE = "names, globs or types of layers that are left as they are"
+
+
+def _rising(sparsity: float, outlook: Outlook) -> None:
+    if sparsity < outlook.sparsity:
+        raise RecipeError(
+            f"sparsity: {sparsity:g} is lower than the {outlook.sparsity:g} of an earlier stage; "
+            "sparsity is the total after the stage and can only grow"
+        )
+
+
+def _of(layers: list[str] | None, exclude: list[str] | None) -> str:
+    """Which layers, for a title."""
+    return (f" of {', '.join(layers)}" if layers else "") + (f" but {', '.join(exclude)}" if exclude else "")
+
+
+class Gradual(Part):
+    """Within a `train`: the smallest weights go little by little (arXiv 1710.01878)."""
+
+    sparsity: Ramp = Field(description="from the first step on, and from `until` on")
+    every: float = Field(
+        0.01, gt=0, le=1, description="share of the training after which the masks grow again"
+    )
+    until: float = Field(0.75, gt=0, le=1, description="share of the training after which the end is reached")
+    scope: Literal["global", "layer"] = "global"
+    layers: list[str] | None = Field(None, min_length=1, description=_LAYERS)
+    exclude: list[str] | None = Field(None, min_length=1, description=_EXCLUDE)
+
+    @field_validator("sparsity")
+    @classmethod
+    def _grows(cls, given: Ramp) -> Ramp:
+        low, high = extremes(given)
+        if low < 0 or high >= 1 or given.end < given.start:
+            raise ValueError(
+                f"expected a sparsity that grows within 0..1, as {{start: 0, end: 0.6, shape: cubic}} does, found "
+                f"{given.start:g} to {given.end:g}"
+            )
+        return given
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """What will be known after the training. Raises RecipeError if zeros would have to come back."""
+        if self.layers or self.exclude:
+            return outlook
+        _rising(self.sparsity.start, outlook)
+        return replace(outlook, sparsity=self.sparsity.end)
+
+    def title(self) -> str:
+        """A few words for tables."""
+        return f"pruned to {percent(self.sparsity.end)}{_of(self.layers, self.exclude)}"
+
+    def on_step(self) -> "Callable[[nn.Module, float], None]":
+        """What the training calls before each step."""
+        from compress_aug.pruning import gradual
+
+        ramp = self.sparsity
+        return gradual(
+            ramp.start,
+            ramp.end,
+            ramp.shape,
+            steps=ramp.steps,
+            every=self.every,
+            until=self.until,
+            scope=self.scope,
+            layers=self.layers,
+            exclude=self.exclude,
+        )
 
 
 class Prune(Stage):
-    """Zero the smallest weights. They stay zero through training, quantization and export."""
+    """Zero single weights: the smallest, random ones, N:M. They stay zero through all that follows."""
+
+    # One of them, which a list of required keys cannot say.
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [key]} for key in ("sparsity", "pattern", "like")]}
+    )
 
     word: ClassVar[str] = "prune"
 
-    sparsity: float = Field(
-        ge=0, lt=1, description="total share of prunable weights that are zero afterwards"
+    sparsity: float | None = Field(
+        None, ge=0, lt=1, description="total share of the (chosen) prunable weights that are zero afterwards"
     )
     scope: Literal["global", "layer"] = Field(
         "global", description="global ranks all layers together, layer takes the same share from each"
     )
+    method: Literal["l1", "random"] = Field(
+        "l1", description="which weights go: the smallest, or random ones"
+    )
+    pattern: str | None = Field(
+        None, description='"2:4": of every 4 consecutive input weights the 2 largest stay; sets the sparsity'
+    )
+    layers: list[str] | None = Field(None, min_length=1, description=_LAYERS)
+    exclude: list[str] | None = Field(None, min_length=1, description=_EXCLUDE)
+    like: str | None = Field(
+        None, description="a run's folder, or the name of a kept model, whose masks are taken"
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _n_of_m(cls, given: str | None) -> str | None:
+        found = re.fullmatch(r"(\d+):(\d+)", given or "1:2")
+        if not found or not 0 < int(found[1]) < int(found[2]):
+            raise ValueError(f'expected N:M, N of M weights stay, such as "2:4", found "{given}"')
+        return given
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Prune":
+        set_keys = [
+            key
+            for key, field in type(self).model_fields.items()
+            if getattr(self, key) != field.default and key != "like"
+        ]
+        if self.like is not None:
+            if set_keys:
+                raise ValueError(f"like takes masks as they are: leave out {', '.join(set_keys)}, or like")
+        elif self.pattern is not None:
+            self._check_pattern()
+        elif self.sparsity is None:
+            raise ValueError("expected sparsity, or pattern, or like")
+        return self
+
+    def _check_pattern(self) -> None:
+        if self.method != "l1" or self.scope != "global":
+            raise ValueError(
+                "a pattern keeps the largest of each group: leave out method and scope, or pattern"
+            )
+        stay, size = map(int, str(self.pattern).split(":"))
+        follows = 1 - stay / size
+        if self.sparsity is not None and abs(self.sparsity - follows) > 1e-6:
+            raise ValueError(
+                f"pattern {self.pattern} is a sparsity of {follows:g} in the layers that it fits, found "
+                f"{self.sparsity:g}: leave out sparsity"
+            )
 
     def foresee(self, outlook: Outlook) -> Outlook:
-        if self.sparsity < outlook.sparsity:
-            raise RecipeError(
-                f"sparsity: {self.sparsity:g} is lower than the {outlook.sparsity:g} of an earlier stage; "
-                "sparsity is the total after the stage and can only grow"
-            )
+        if self.like is not None:
+            self._check_like(self.like, outlook)
+        # What share of all weights chosen layers are, and what another model's masks leave, only the model can
+        # tell: what is known stays the least that is zero.
+        if self.like or self.pattern or self.layers or self.exclude or self.sparsity is None:
+            return outlook
+        _rising(self.sparsity, outlook)
         return replace(outlook, sparsity=self.sparsity)
 
+    def _check_like(self, like: str, outlook: Outlook) -> None:
+        if not _is_path(like):
+            hint = f"; for the run's folder write ./{like}" if Path(like).is_dir() else ""
+            try:
+                check_kept(outlook, like, "model", "like")
+            except RecipeError as error:
+                raise RecipeError(f"{error}{hint}") from None
+            return
+        path = checkpoint_of(Path(like))
+        if path is None:
+            raise RecipeError(
+                f"like: there is no run with a finished stage in {like}, neither as seen from the current folder "
+                "nor from the recipe's; run that one first"
+            )
+        if not _has_masks(path):
+            raise RecipeError(f"like: {path} holds no masks: name a run that prunes")
+
+    def with_files(self, place: Callable[[str], str]) -> "Prune":
+        if self.like is None or not _is_path(self.like):
+            return self
+        if self.like.endswith(_SUFFIX):
+            return self.model_copy(update={"like": place(self.like)})
+        # Each run has a recipe.yaml, so that one is what to look for where files are found.
+        path = checkpoint_of(Path(self.like)) or checkpoint_of(Path(place(f"{self.like}/recipe.yaml")).parent)
+        return self if path is None else self.model_copy(update={"like": place(str(path))})
+
     def title(self) -> str:
-        return f"prune to {percent(self.sparsity)}"
+        if self.like is not None:
+            return f"prune like {'another run' if _is_path(self.like) else self.like}"
+        if self.pattern is not None:
+            return f"prune {self.pattern}{_of(self.layers, self.exclude)}"
+        at_random = " at random" if self.method == "random" else ""
+        return f"prune to {percent(self.sparsity or 0)}{_of(self.layers, self.exclude)}{at_random}"
 
     def run(self, state: State, setup: Setup) -> State:
-        from compress_aug.pruning import mask_smallest
+        from compress_aug.pruning import mask_like, mask_pattern, mask_random, mask_smallest
+        from compress_aug.surgery import surgery_log
 
-        return replace(state, model=mask_smallest(state.model, self.sparsity, scope=self.scope))
+        which: dict[str, Any] = {"layers": self.layers, "exclude": self.exclude}
+        if self.like is not None:
+            return replace(state, model=mask_like(state.model, self._masks(self.like, state)))
+        if self.pattern is not None:
+            model = mask_pattern(state.model, self.pattern, **which)
+            dense = surgery_log(model)[-1]["dense"]
+            if dense:
+                setup.note(
+                    f"{self.pattern} does not fit the input channels of {', '.join(dense)}: left as they are"
+                )
+            return replace(state, model=model)
+        sparsity = self.sparsity or 0.0
+        if self.method == "random":
+            model = mask_random(state.model, sparsity, self.scope, seed=setup.seed, **which)
+        else:
+            model = mask_smallest(state.model, sparsity, self.scope, **which)
+        return replace(state, model=model)
+
+    def _masks(self, like: str, state: State) -> "dict[str, Tensor]":
+        from compress_aug.pruning import masks_of, read_masks
+
+        if not _is_path(like):
+            kept: Any = state.kept[like]
+            return masks_of(kept)
+        path = checkpoint_of(Path(like))
+        return read_masks(path or Path(like))
+
+
+_SUFFIX = ".safetensors"
+
+
+def _is_path(like: str) -> bool:
+    return not re.fullmatch(KEPT_NAME, like)
+
+
+def checkpoint_of(place: Path) -> Path | None:
+    """The checkpoint after the last finished stage of a run's folder; a checkpoint itself; None if there is none."""
+    if place.suffix == _SUFFIX:
+        return place if place.is_file() else None
+    if not (place / "recipe.yaml").is_file():
+        return None
+    folders = {int(path.parent.name.split("-")[0]): path.parent for path in place.glob("[0-9]*-*/done.json")}
+    # As when it is resumed: a stage before which one is missing is not done.
+    done = [folders[number] for number in takewhile(folders.__contains__, range(len(folders)))]
+    paths = [folder / f"model{_SUFFIX}" for folder in [place / "start", *done]]
+    return next((path for path in reversed(paths) if path.is_file()), None)
+
+
+def _has_masks(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            return any(name.split(".")[-1] == "weight_mask" for name in opened.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"like: {path} is not a checkpoint: {error}") from None

@@ -10,6 +10,7 @@ from compress_aug import schedule
 from compress_aug.schedule import AnySchedule, Schedule, describe
 from compress_aug.stages.augmentation import Augment, check_kept
 from compress_aug.stages.base import Outlook, Part, Setup, Stage, State
+from compress_aug.stages.prune import Gradual
 
 if TYPE_CHECKING:
     from compress_aug.training import Objective
@@ -55,6 +56,7 @@ class Train(Stage):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     augment: Augment = Augment()
     distill: Distill | None = None
+    prune: Gradual | None = None
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Train":
@@ -64,10 +66,20 @@ class Train(Stage):
             )
         return self
 
+    @model_validator(mode="after")
+    def _zeros_only_at_the_end(self) -> "Train":
+        if self.prune is not None and self.weights == "best":
+            raise ValueError(
+                "with prune, the best weights may be those of an epoch with fewer zeros: leave out weights: best"
+            )
+        return self
+
     def foresee(self, outlook: Outlook) -> Outlook:
         if self.distill is not None:
             check_kept(outlook, self.distill.teacher, "model", "teacher")
         self.augment.foresee(outlook)
+        if self.prune is not None:
+            outlook = self.prune.foresee(outlook)
         return replace(outlook, epochs=outlook.epochs + self.epochs)
 
     def with_files(self, place: Callable[[str], str]) -> "Train":
@@ -75,7 +87,8 @@ class Train(Stage):
 
     def title(self) -> str:
         taught = " with teacher" if self.distill else ""
-        return f"train {self.epochs} epoch{'s' * (self.epochs != 1)}{taught}"
+        pruned = f", {self.prune.title()}" if self.prune else ""
+        return f"train {self.epochs} epoch{'s' * (self.epochs != 1)}{taught}{pruned}"
 
     def plan(self) -> dict[str, str]:
         objective = "cross entropy"
@@ -93,6 +106,10 @@ class Train(Stage):
 
         given = self.augment
         facts = facts_of(state.model, setup.original)
+        on_step = self.prune.on_step() if self.prune else None
+        if on_step:
+            # Now, so that the state of a training under way has the same names from its first step to its last.
+            on_step(state.model, 0.0)
         training = Training(
             state.model,
             setup.data,
@@ -102,6 +119,7 @@ class Train(Stage):
             magnitude=given.strength(state, facts),
             seed=setup.seed,
             fabric=setup.fabric,
+            on_step=on_step,
             note=setup.note,
         )
         history = setup.fit(training, checkpoint=setup.stage_folder / "training.pt")
@@ -110,7 +128,10 @@ class Train(Stage):
             setup.record("random_magnitude", True)
         if given.policy is not None:
             setup.record("policy", given.policy_name)
-        return replace(state, model=training.finished_model())
+        model = training.finished_model()
+        if on_step:
+            on_step(model, 1.0)
+        return replace(state, model=model)
 
     def _objective(self, state: State, facts: schedule.Facts) -> "Objective":
         from torch import nn

@@ -1,0 +1,110 @@
+"""Which layers take part: by name, by glob or by type; and which of them cannot carry a mask."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from compress_aug.errors import PruneError, nearest
+from compress_aug.measure import prunable_layers
+
+Patterns = Sequence[str] | None
+
+_NAMES_TOLD = 8
+
+
+def chosen_layers(
+    model: nn.Module, layers: Patterns = None, exclude: Patterns = None
+) -> dict[str, nn.Module]:
+    """The convolution and linear layers, by name, that `layers` matches and `exclude` does not.
+
+    layers, exclude: each a list of module names ("fc"; that of a larger module, "layer1", stands for all layers
+                     in it), globs over whole names ("*.conv2"; `*` matches dots too) and types ("Conv2d", "Linear").
+                     None: all layers take part, none is left out.
+
+    Raises PruneError for a pattern that matches no layer, with the nearest names, and if no layer is left.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    >>> list(chosen_layers(net, exclude=["Linear"]))
+    ['0']
+    """
+    every = prunable_layers(model)
+    if not every:
+        raise PruneError("The model has no convolution or linear layer, so there is no weight to prune.")
+    taken = set(every) if layers is None else _matched(every, layers, "layers")
+    left_out = set() if exclude is None else _matched(every, exclude, "exclude")
+    chosen = {name: layer for name, layer in every.items() if name in taken - left_out}
+    if not chosen:
+        raise PruneError(
+            f"layers and exclude leave no layer to prune: exclude matches all of {_told(sorted(taken))}."
+        )
+    return chosen
+
+
+def _matched(every: dict[str, nn.Module], patterns: Sequence[str], key: str) -> set[str]:
+    if isinstance(patterns, str):
+        raise PruneError(f'{key} is a list of names, globs and types: write ["{patterns}"].')
+    found: set[str] = set()
+    for pattern in patterns:
+        names = {name for name, layer in every.items() if _matches(pattern, name, layer)}
+        if not names:
+            raise PruneError(
+                f'{key}: "{pattern}" matches no convolution or linear layer; {_hint(pattern, every)}'
+            )
+        found |= names
+    return found
+
+
+def _matches(pattern: str, name: str, layer: nn.Module) -> bool:
+    # All names of the class, so that "Conv2d" finds its quantized form as well.
+    types = (kind.__name__ for kind in type(layer).__mro__)
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or pattern in types
+
+
+def _hint(pattern: str, every: dict[str, nn.Module]) -> str:
+    types = sorted({type(layer).__name__ for layer in every.values()})
+    parts = {".".join(name.split(".")[:n]) for name in every for n in range(1, name.count(".") + 1)}
+    # What stands around the star of a glob is what a typing mistake is in.
+    close = nearest(pattern.strip("*.?"), [*types, *every, *sorted(parts)])
+    return close if close.startswith("did you mean") else f"known are: {_told([*types, *every])}"
+
+
+def _told(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_TOLD
+    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """Refuse, before anything is changed, what cannot carry a mask of its own. Raises PruneError."""
+    for name, layer in layers.items():
+        held = held_weight(layer)
+        if held is None:
+            raise PruneError(
+                f'Layer "{name}" computes its weight (weight normalisation, for example) instead of '
+                "holding it as a parameter: remove that before pruning."
+            )
+        if is_lazy(held):
+            raise PruneError(
+                f'Layer "{name}" has no weight yet: run one batch through the model before pruning.'
+            )
+    _check_shared(model, layers.items())
+
+
+def _check_shared(model: nn.Module, layers: Iterable[tuple[str, nn.Module]]) -> None:
+    """A weight that two layers use would need one mask; torch gives each layer its own."""
+    for name, layer in layers:
+        own = held_weight(layer)
+        # A quantized layer holds its own weight once more inside its quantizer: that is no sharing.
+        inside = set(layer.modules())
+        for other_name, other in model.named_modules():
+            if other not in inside and any(own is parameter for parameter in other._parameters.values()):
+                raise PruneError(
+                    f'Layers "{name}" and "{other_name}" share one weight, which cannot carry two masks: '
+                    "give each its own copy of the weight before pruning."
+                )
+
+
+def held_weight(layer: nn.Module) -> nn.Parameter | None:
+    """The parameter that training changes: behind the mask, where there is one."""
+    return layer._parameters.get("weight_orig" if hasattr(layer, "weight_mask") else "weight")
