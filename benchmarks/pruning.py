@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, few images: does it run at all")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     given = parser.parse_args()
-    images, epochs, seeds = (400, (1, 2), range(1)) if given.quick else (5000, (10, 4), range(3))
+    images, epochs, seeds = (400, (1, 2), range(1)) if given.quick else (3000, (6, 4), range(3))
     data = load_data({"folder": str(given.data), "train": images, "test": 1000 if given.quick else 5000})
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows = [

@@ -71,11 +71,20 @@ class RunFolder:
         return rows
 
     def last_checkpoint(self, recipe: Recipe, finished: int) -> Path | None:
-        """The newest checkpoint among the first `finished` stages, or that of the start; None if fresh."""
+        """The newest checkpoint among the first `finished` stages, or that of the start; None if fresh.
+
+        Raises RunFolderError if the last of them that changed the model has lost its checkpoint.
+        """
         for index in range(finished - 1, -1, -1):
-            path = self.stage(index, recipe.stages[index]) / "model.safetensors"
+            stage = recipe.stages[index]
+            path = self.stage(index, stage) / "model.safetensors"
             if path.is_file():
                 return path
+            if stage.changes_model:
+                raise RunFolderError(
+                    f"{path} is missing: delete {path.parent.name} and what follows it, and resume; they are done "
+                    "again."
+                )
         start = self.path / "start" / "model.safetensors"
         return start if start.is_file() else None
 

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from compress_aug import checkpoint, measure
 from compress_aug.data import Data
-from compress_aug.errors import BudgetMissed, CompressAugError, Interrupted, StageError, WorkError
+from compress_aug.errors import (
+    BudgetMissed,
+    CompressAugError,
+    Interrupted,
+    RunFolderError,
+    StageError,
+    WorkError,
+)
 from compress_aug.progress import EpochProgress
 from compress_aug.quantization import is_quantized, mean_weight_bits
 from compress_aug.recipe import Recipe
@@ -61,6 +68,9 @@ class Walk:
         files = {export["file"] for export in done}
         # Files that were exported again later belong to no stage.
         self.report["exports"] = done + [e for e in self.report["exports"] if rows and e["file"] not in files]
+        if len(rows) < len(self.recipe.stages) and self.report["finished"]:
+            self.report["finished"] = False
+            self._write_report()
         for index in range(len(rows), len(self.recipe.stages)):
             with self._told_well(index):
                 state = self._stage(index, state)
@@ -267,6 +277,11 @@ def finished_state(
     for name, path in folder.kept_models().items():
         if name in names:
             kept[name] = freeze(checkpoint.rebuild(fresh(), path)).to(device)
+    for name in sorted(names - kept.keys()):
+        raise RunFolderError(
+            f"{folder.path / 'kept'} holds nothing under the name {name} any more: start a new run, or bring its file "
+            "back."
+        )
     path_or_none = folder.last_checkpoint(recipe, rows)
     model = fresh() if path_or_none is None else checkpoint.rebuild(fresh(), path_or_none)
     return State(model.to(device), kept)

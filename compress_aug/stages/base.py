@@ -38,7 +38,7 @@ class Outlook:
     attached:      how many additional blocks hang on the model now
     kept:          name -> what was kept under it, "model", "schedule" (of a magnitude) or "policy" (learned)
     epochs:        trained so far
-    cut:           whether channels were cut (how many only the model can tell)
+    cut:           what channels were cut to: {"macs": 0.5}; how many, only the model can tell
     files:         what was exported so far
     """
 
@@ -48,7 +48,7 @@ class Outlook:
     attached: int = 0
     kept: Mapping[str, str] = field(default_factory=dict)
     epochs: int = 0
-    cut: bool = False
+    cut: Mapping[str, float] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
     @property

@@ -21,6 +21,12 @@ _LAYERS = "names, globs or types of the layers that take part; all by default"
 _EXCLUDE = "names, globs or types of layers that are left as they are"
 
 
+def _nothing_attached(outlook: Outlook) -> None:
+    # Their weights would count in the share, and be gone with it after the drop.
+    if outlook.attached:
+        raise RecipeError("prune cannot follow attach: prune before it, or drop the attached layers first")
+
+
 def _rising(sparsity: float, outlook: Outlook) -> None:
     if sparsity < outlook.sparsity:
         raise RecipeError(
@@ -59,6 +65,7 @@ class Gradual(Part):
 
     def foresee(self, outlook: Outlook) -> Outlook:
         """What will be known after the training. Raises RecipeError if zeros would have to come back."""
+        _nothing_attached(outlook)
         if self.layers or self.exclude:
             return outlook
         _rising(self.sparsity.start, outlook)
@@ -152,6 +159,7 @@ class Prune(Stage):
             )
 
     def foresee(self, outlook: Outlook) -> Outlook:
+        _nothing_attached(outlook)
         if self.like is not None:
             self._check_like(self.like, outlook)
         # What share of all weights chosen layers are, and what another model's masks leave, only the model can
@@ -196,6 +204,7 @@ class Prune(Stage):
         return f"prune to {percent(self.sparsity or 0)}{_of(self.layers, self.exclude)}{at_random}"
 
     def run(self, state: State, setup: Setup) -> State:
+        from compress_aug import measure
         from compress_aug.pruning import mask_like, mask_pattern, mask_random, mask_smallest
         from compress_aug.surgery import surgery_log
 
@@ -211,6 +220,16 @@ class Prune(Stage):
                 )
             return replace(state, model=model)
         sparsity = self.sparsity or 0.0
+        zeros = measure.sparsity(state.model)
+        if (
+            surgery_log(state.model)[-1:]
+            and surgery_log(state.model)[-1]["verb"] == "cut_channels"
+            and zeros > sparsity
+        ):
+            setup.note(
+                f"cutting channels left {percent(zeros)} zeros, more than asked for: the masks stay as they are"
+            )
+            return state
         if self.method == "random":
             model = mask_random(state.model, sparsity, self.scope, seed=setup.seed, **which)
         else:

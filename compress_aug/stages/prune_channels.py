@@ -88,7 +88,14 @@ class PruneChannels(Stage):
             raise RecipeError("prune_channels must come before quantize")
         if outlook.attached:
             raise RecipeError("prune_channels cannot cut a model with attached layers: drop them first")
-        return replace(outlook, cut=True)
+        ((what, limit),) = self.until.given().items()
+        before = outlook.cut.get(what)
+        if before is not None and (limit < before if what == "ratio" else limit > before):
+            raise RecipeError(
+                f"until.{what}: an earlier stage cut to {before:g} already, and {limit:g} asks for less; it is the "
+                "total after the stage"
+            )
+        return replace(outlook, cut={**outlook.cut, what: limit})
 
     def title(self) -> str:
         ((what, limit),) = self.until.given().items()

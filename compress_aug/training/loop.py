@@ -243,6 +243,10 @@ class Training:
             self.model.load_state_dict(self._best[1])
         if hasattr(self.objective, "close"):
             self.objective.close()
+        for part in (self.objective, self._augment):
+            teacher = getattr(part, "teacher", None)
+            if isinstance(teacher, nn.Module):
+                teacher.to(memory_format=torch.contiguous_format)
         # One layout between stages, whatever the training used: a resumed run loads it in this one too.
         return self.model.to(memory_format=torch.contiguous_format)
 
