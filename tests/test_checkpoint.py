@@ -14,7 +14,7 @@ from compress_aug.errors import RunFolderError
 from compress_aug.inheritance import attach_layers, drop_layers
 from compress_aug.pruning import mask_smallest
 from compress_aug.quantization import finalize, quantize
-from compress_aug.surgery import copy_model, make_permanent, record, surgery_log
+from compress_aug.surgery import copy_model, make_permanent, masked_layers, record, surgery_log
 
 SHAPE = (3, 8, 8)
 
@@ -117,6 +117,20 @@ def test_tied_weights_and_odd_layouts_are_saved(tmp_path):
     checkpoint.save(conv, path)
     with safe_open(path, framework="pt") as opened:
         assert set(opened.keys()) == set(conv.state_dict())
+
+
+def test_a_rebuilt_masked_layer_shows_its_zeros_before_it_runs(tmp_path):
+    pruned = mask_smallest(tiny_net(), 0.5)
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(pruned, path)
+    other = tiny_net()
+    with torch.no_grad():
+        other[0].weight.add_(1.0)
+    rebuilt = checkpoint.rebuild(other, path)
+    layers = masked_layers(pruned)
+    assert len(layers) == 3
+    for name, layer in layers.items():
+        assert torch.equal(rebuilt.get_submodule(name).weight, layer.weight)
 
 
 def test_a_broken_or_strange_file_is_one_sentence(tmp_path):

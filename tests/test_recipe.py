@@ -55,6 +55,20 @@ def test_stages_become_objects(read):
     assert (recipe.model, recipe.data, recipe.name) == ("resnet8", "digits", "mine")
 
 
+def test_a_wrong_ramp_of_a_repeat_is_told_once(read):
+    problems = problems_of(
+        read,
+        """
+        - repeat:
+            rounds: 3
+            sparsity: {start: 0, end: 0.6, shape: cubik}
+            stages:
+              - prune: {sparsity: $sparsity}
+        """,
+    )
+    assert len(problems) == 1 and 'did you mean "cubic"?' in problems[0]
+
+
 def test_defaults_are_merged_key_by_key(read):
     recipe = read(
         """

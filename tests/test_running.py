@@ -218,6 +218,12 @@ def test_cut_off_in_any_training_and_resumed_it_is_the_same_run(full, tmp_path, 
     assert (out / "model.onnx").read_bytes() == (full.folder / "model.onnx").read_bytes()
 
 
+def test_load_wants_a_module(full):
+    for wrong in ("nets:Mine", nn.Linear):
+        with pytest.raises(ModelError, match=r"model must be a module, untouched, such as MyNet\(\)"):
+            compress_aug.load(full.folder, model=wrong)
+
+
 def test_ctrl_c_says_how_to_go_on_and_resumes(full, tmp_path):
     out = tmp_path / "run"
 

@@ -26,7 +26,8 @@ TargetOption = Annotated[str | None, typer.Option(help="The device: a name (see 
 DeviceOption = Annotated[str, typer.Option(help="Where training runs: auto, cpu, cuda, cuda:N.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Instead of the recipe's seed.")]
 FromOption = Annotated[
-    Path | None, typer.Option("--from", help="A finished run whose compressed model this recipe starts on.")
+    Path | None,
+    typer.Option("--from", help="A run on whose compressed model, as far as it got, this recipe starts."),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a run.")]
 PictureOption = Annotated[Path, typer.Option(help="The PNG file; one that is there is made anew.")]

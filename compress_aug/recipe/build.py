@@ -160,7 +160,11 @@ class Build:
                 (*key, "rounds"), f"expected a list of rows or a number in 1..1000, found {rounds!r}"
             )
             return []
+        before = len(self.problems)
         columns = {name: self._column(value, rounds, (*key, name)) for name, value in ramps.items()}
+        if len(self.problems) > before:
+            # Told once: stages without these columns would only repeat it in other words, round by round.
+            return []
         return [{name: values[n] for name, values in columns.items()} for n in range(rounds)]
 
     def _column(self, value: Any, rounds: int, key: Key) -> list[Any]:

@@ -335,6 +335,11 @@ def load(
     >>> result = run(recipe, model=model, data=data, device="cpu", console=Console(quiet=True))
     >>> compressed = load(result.folder, model=model)
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise ModelError(
+            f"load: model must be a module, untouched, such as MyNet(); found {model!r}. Leave it out where the run's "
+            "recipe names the model."
+        )
     place = RunFolder(Path(folder))
     recipe, last, _ = run_of(place)
     if model is None:
