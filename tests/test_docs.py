@@ -99,6 +99,7 @@ def test_every_relative_link_leads_somewhere():
 OUTSIDE = """\
 ├── recipes/                     recipes that ship: quickstart.yaml and everyday ones; paper/: baselines to compare with
 ├── export/                      what leaves for the device, without torch: bench.py, classify.py, targets/*.yaml
+├── hatch_build.py               compiles the kernels of compress_aug/native when the package is built
 ├── benchmarks/                  side-by-side measurements against other loops and tools, one command each
 ├── docs/                        what each stage does; the five depths of the Python API
 └── tests/                       test_<module>.py, toys.py; one file a module

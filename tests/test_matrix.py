@@ -621,7 +621,8 @@ def test_what_foresee_accepts_runs(tmp_path, net, stages):
         recipe.foresee()
     except RecipeError:
         return
-    compress_aug.run(recipe, device="cpu", console=QUIET, out=tmp_path / "run")
+    result = compress_aug.run(recipe, device="cpu", console=QUIET, out=tmp_path / "run")
+    assert result.report["finished"]
 
 
 def test_a_run_that_goes_on_is_not_finished(tmp_path):
