@@ -1,5 +1,6 @@
 """Runs: the contract of report.json, what resumes to what, what is refused, and what a stop at any moment leaves."""
 
+import io
 import json
 import resource
 import shutil
@@ -329,6 +330,38 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, out):
     (tmp_path / "a file").write_text("in the way")
     with pytest.raises(RunFolderError, match=r"cannot be written to|is not empty"):
         run(FULL, tmp_path / out)
+
+
+class Fail(Stage):
+    word = "fail"
+
+    def run(self, state, setup):
+        raise WorkError("as asked")
+
+
+def test_what_has_not_begun_may_be_another_stage_when_a_run_goes_on(tmp_path):
+    """A mistake in a late stage costs nothing of what came before it; more stages may follow a finished run."""
+    out, said = tmp_path / "run", Console(width=200, file=io.StringIO())
+    start = [Prune(sparsity=0.2), train()]
+    with pytest.raises(WorkError, match="as asked"):
+        run([*start, Fail()], out)
+    written = (out / "01-train" / "model.safetensors").stat().st_mtime_ns
+    longer = [*start, Prune(sparsity=0.5), train()]
+    result = run(longer, out, resume=True, console=said)
+    assert "note: stage 2 had not begun and is another one now" in said.file.getvalue()
+    assert (out / "01-train" / "model.safetensors").stat().st_mtime_ns == written, "what was done is kept"
+    straight = run(longer, tmp_path / "straight")
+    assert comparable(result.report) == comparable(straight.report)
+    assert (out / "recipe.yaml").read_bytes() == (tmp_path / "straight" / "recipe.yaml").read_bytes()
+    further = run([*longer, Prune(sparsity=0.6)], out, resume=True)
+    assert further.report["stages"][4]["sparsity"] == pytest.approx(0.6, abs=0.01)
+    with pytest.raises(
+        RunFolderError, match=r"stages\.3\.train\.epochs is 1 there and 2 here.*delete 03-train and"
+    ):
+        run([*longer[:3], train(2)], out, resume=True)
+    shutil.rmtree(out / "03-train")
+    shutil.rmtree(out / "04-prune")
+    assert run([*longer[:3], train(2)], out, resume=True).report["finished"]
 
 
 def test_a_finished_run_resumes_to_itself(full):

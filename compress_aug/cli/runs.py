@@ -32,7 +32,10 @@ def run(
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME by default.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out (or runs/NAME).")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in --out (or runs/NAME); stages not begun may have changed."
+        ),
     ] = False,
     start_from: FromOption = None,
     device: DeviceOption = "auto",

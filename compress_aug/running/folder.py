@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,12 @@ def found_folder(name: str, out: Path | None) -> RunFolder:
     return RunFolder(max(runs, key=lambda path: (path / "recipe.yaml").stat().st_mtime))
 
 
-def check_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuse to go on with a run of another recipe. Raises RunFolderError that names the first difference."""
+def check_resumable(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """Whether a run can go on with this recipe: all but stages that have not begun must be what it was started with.
+
+    Returns a line for each later stage that is another one now, or was dropped; none if the recipe is the same.
+    Raises RunFolderError that names the first difference in what is settled, and how to go on.
+    """
     path = folder.path / "recipe.yaml"
     temporary = path.with_name(".recipe.compare.yaml")
     try:
@@ -194,13 +199,41 @@ def check_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
         there, here = read_yaml(path).data, read_yaml(temporary).data
     finally:
         temporary.unlink(missing_ok=True)
-    difference = _first_difference(there, here, ())
+    old, new = there.pop("stages"), here.pop("stages")
+    begun = _begun(folder)
+    difference = _first_difference(there, here, ()) or _first_difference(
+        old[:begun], new[:begun], ("stages",)
+    )
     if difference:
-        key, old, new = difference
+        key, was, now = difference
+        again = ""
+        if key[0] == "stages" and begun:
+            number = key[1] if len(key) > 1 else len(new)
+            stage = next(folder.path.glob(f"{number:02d}-*")).name
+            again = f" To do that stage again with what is here, delete {stage} and every later stage's folder first."
         raise RunFolderError(
-            f"{folder.path} is a run of another recipe: {dotted(key)} is {old!r} there and {new!r} here. "
-            "Resume with the same recipe and options, or start a new run with another --out."
+            f"{folder.path} is a run of another recipe: {dotted(key)} is {was!r} there and {now!r} here. "
+            f"Resume with the same recipe and options, or start a new run with another --out.{again}"
         )
+    lines = []
+    for number, (was, now) in enumerate(zip_longest(old[begun:], new[begun:]), start=begun):
+        if was != now:
+            lines.append(
+                f"stage {number} had not begun and is another one now: {_named(was)}, now {_named(now)}"
+            )
+    return lines
+
+
+def _begun(folder: RunFolder) -> int:
+    """How many stages, from the first on, have left anything in the folder: they are done or under way."""
+    number = 0
+    while any(folder.path.glob(f"{number:02d}-*")):
+        number += 1
+    return number
+
+
+def _named(stage: dict[str, Any] | None) -> str:
+    return "none" if stage is None else next(iter(stage))
 
 
 def _first_difference(old: Any, new: Any, key: Key) -> tuple[Key, Any, Any] | None:
@@ -211,11 +244,12 @@ def _first_difference(old: Any, new: Any, key: Key) -> tuple[Key, Any, Any] | No
                 return found
         return None
     if isinstance(old, list) and isinstance(new, list):
-        if len(old) != len(new):
-            return key, f"a list of {len(old)}", f"a list of {len(new)}"
-        pairs = enumerate(zip(old, new, strict=True))
-        found_all = (_first_difference(a, b, (*key, number)) for number, (a, b) in pairs)
-        return next((found for found in found_all if found), None)
+        for number, (one, other) in enumerate(zip(old, new, strict=False)):
+            found = _first_difference(one, other, (*key, number))
+            if found:
+                return found
+        lengths = (key, f"a list of {len(old)}", f"a list of {len(new)}")
+        return None if len(old) == len(new) else lengths
     return None if old == new and type(old) is type(new) else (key, old, new)
 
 

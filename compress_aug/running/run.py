@@ -20,7 +20,7 @@ from compress_aug.progress import counting
 from compress_aug.recipe import Recipe
 from compress_aug.running.folder import (
     RunFolder,
-    check_same_recipe,
+    check_resumable,
     found_folder,
     make_writable,
     new_folder,
@@ -96,7 +96,7 @@ def run(
     if began:
         check_data_of_start(began, loaded.data)
     fabric.launch()
-    folder = _folder(recipe, fabric, Path(out) if out is not None else None, resume)
+    folder = _folder(recipe, fabric, Path(out) if out is not None else None, resume, console)
     if not fabric.is_global_zero:
         console = Console(quiet=True)
     state, rows, report = _begin(recipe, folder, loaded, fabric, None if resume else began)
@@ -184,15 +184,19 @@ def make_fabric(device: str = "auto", devices: int = 1) -> Fabric:
     return Fabric(accelerator=kind, devices=chosen, strategy="ddp" if devices > 1 else "auto")
 
 
-def _folder(recipe: Recipe, fabric: Fabric, out: Path | None, resume: bool) -> RunFolder:
+def _folder(recipe: Recipe, fabric: Fabric, out: Path | None, resume: bool, console: Console) -> RunFolder:
     """Chosen by the first process and told to the others, which must not choose a second one."""
     told: tuple[str, str] = ("", "")
     if fabric.is_global_zero:
         try:
             folder = make_writable(found_folder(recipe.name, out) if resume else new_folder(recipe.name, out))
             if resume:
-                check_same_recipe(folder, portable(recipe))
-                check_same_files(recipe, folder)
+                changed = check_resumable(folder, portable(recipe))
+                check_same_files(recipe, folder, may_add=bool(changed))
+                if changed:
+                    _save(recipe, folder)
+                for line in changed:
+                    console.print(f"  note: {line}", highlight=False, markup=False, soft_wrap=True)
             told = (str(folder.path), "")
         except RunFolderError as error:
             told = ("", str(error))
@@ -213,8 +217,7 @@ def _begin(
             folder.path.mkdir(parents=True, exist_ok=True)
             # Last, because a folder with a recipe.yaml can be resumed.
             store(recipe, folder)
-            portable(recipe).save(folder.path / ".recipe.yaml.part")
-            (folder.path / ".recipe.yaml.part").replace(folder.path / "recipe.yaml")
+            _save(recipe, folder)
     fabric.barrier()
     rows = folder.done_rows(recipe)
     state = finished_state(folder, recipe, len(rows), inputs.fresh, fabric.device)
@@ -227,6 +230,11 @@ def _begin(
         report = fabric.broadcast(report) if fabric.world_size > 1 else report
     fabric.barrier()
     return state, rows, report
+
+
+def _save(recipe: Recipe, folder: RunFolder) -> None:
+    portable(recipe).save(folder.path / ".recipe.yaml.part")
+    (folder.path / ".recipe.yaml.part").replace(folder.path / "recipe.yaml")
 
 
 def new_report(

@@ -42,16 +42,24 @@ def at_home(recipe: Recipe, folder: RunFolder) -> Recipe:
 def store(recipe: Recipe, folder: RunFolder) -> None:
     """Copy the files that the recipe names into the run's folder."""
     for name, place in places(recipe).items():
-        goal = folder.path / place
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(goal) as temporary:
-            temporary.write_bytes(Path(name).read_bytes())
+        _copy(Path(name), folder.path / place)
 
 
-def check_same_files(recipe: Recipe, folder: RunFolder) -> None:
-    """Refuse to go on with a run whose files have changed since. Raises RunFolderError that names the first one."""
+def _copy(source: Path, goal: Path) -> None:
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(goal) as temporary:
+        temporary.write_bytes(source.read_bytes())
+
+
+def check_same_files(recipe: Recipe, folder: RunFolder, *, may_add: bool = False) -> None:
+    """Refuse to go on with a run whose files have changed since. Raises RunFolderError that names the first one.
+
+    may_add: the recipe has stages that the run was not started with: a file that is not there is copied now
+    """
     for name, place in places(recipe).items():
         copy = folder.path / place
+        if may_add and not copy.is_file():
+            _copy(Path(name), copy)
         if not copy.is_file():
             raise RunFolderError(f"{copy} is missing, which the run was started with: start a new run.")
         if copy.read_bytes() != Path(name).read_bytes():
