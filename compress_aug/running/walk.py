@@ -21,9 +21,12 @@ from compress_aug.data import Data
 from compress_aug.errors import (
     BudgetMissed,
     CompressAugError,
+    ExportError,
     Interrupted,
     RunFolderError,
     StageError,
+    TrainingError,
+    UserError,
     WorkError,
 )
 from compress_aug.progress import EpochProgress
@@ -196,7 +199,7 @@ class Walk:
 
     @contextmanager
     def _told_well(self, index: int) -> Iterator[None]:
-        """Turn Ctrl-C and a full disk into sentences that say how to go on."""
+        """Say which stage a mistake was found in; turn Ctrl-C and a full disk into sentences that say how to go on."""
         stage = self.recipe.stages[index]
         where = f"stage {index} ({stage.title()})"
         path = self.folder.path
@@ -206,6 +209,11 @@ class Walk:
             on = "It was a check: nothing is kept."
         try:
             yield
+        except (UserError, TrainingError, ExportError) as error:
+            place = self.recipe.places[index] if self.recipe.places else where
+            kept = f" The stages before it are kept in {path}: go on with --resume." if index else ""
+            error.args = (f"{place}: {error}{'' if self.rehearsal else kept}",)
+            raise
         except (KeyboardInterrupt, Interrupted) as error:
             said = f" {error}" if str(error) else ""
             raise Interrupted(f"Stopped in {where}.{said} {on}") from None
