@@ -386,6 +386,19 @@ def test_from_a_run_a_new_recipe_goes_on(full, tmp_path):
     assert not (tmp_path / "third").exists() and not (tmp_path / "fourth").exists()
 
 
+def test_a_run_from_one_that_is_not_finished_says_so(full, tmp_path):
+    def first_lines(source, out):
+        said = Console(width=200, file=io.StringIO())
+        run([Prune(sparsity=0.7)], out, start_from=source, console=said)
+        return said.file.getvalue()
+
+    assert "after 10-export\n" in first_lines(full.folder, tmp_path / "one")
+    with pytest.raises(WorkError, match="as asked"):
+        run([Prune(sparsity=0.2), Fail()], tmp_path / "half")
+    said = first_lines(tmp_path / "half", tmp_path / "two")
+    assert "after 00-prune; that run is not finished, its later stages are missing" in said
+
+
 def test_a_run_from_another_resumes_without_it(full, tmp_path):
     """It has its own copy of what it started from, and needs no --from to go on."""
     source = tmp_path / "source"

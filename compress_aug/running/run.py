@@ -25,7 +25,15 @@ from compress_aug.running.folder import (
     make_writable,
     new_folder,
 )
-from compress_aug.running.start import Began, beginning_of, check_data_of_start, copy_start, prepared, run_of
+from compress_aug.running.start import (
+    Began,
+    beginning_of,
+    check_data_of_start,
+    copy_start,
+    prepared,
+    run_of,
+    told,
+)
 from compress_aug.running.stored import at_home, check_same_files, portable, store
 from compress_aug.running.walk import Walk, finished_state, measured, test_accuracy
 from compress_aug.stages import State
@@ -102,6 +110,8 @@ def run(
     state, rows, report = _begin(recipe, folder, loaded, fabric, None if resume else began)
     recipe = at_home(recipe, folder)
     _introduce(console, recipe, loaded, fabric, folder, len(rows))
+    if began and not resume:
+        console.print(f"  {told(began)}", highlight=False, markup=False, soft_wrap=True)
     walk = Walk(
         recipe,
         folder,

@@ -84,6 +84,17 @@ def run_of(place: RunFolder) -> tuple[Recipe, Path, Outlook]:
     return recipe, last, outlook_from_json(rows[-1]["outlook"]) if rows else start
 
 
+def told(began: Began) -> str:
+    """One line that says whose model a run starts on, and that the run before is not finished if it is not."""
+    last = began[1]
+    folder = RunFolder(last.parent.parent)
+    report = folder.read_json(folder.path / "report.json")
+    unfinished = (
+        "" if report and report["finished"] else "; that run is not finished, its later stages are missing"
+    )
+    return f"starts on the model of {folder.path} after {last.parent.name}{unfinished}"
+
+
 def _model_of_start(recipe: Recipe, before: Recipe) -> Recipe:
     """A recipe that starts on a run's model starts on that run's base model, and must not name another one."""
     if recipe.model is None:
