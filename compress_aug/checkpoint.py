@@ -30,7 +30,7 @@ REPLAY: dict[str, Replay] = {
     "attach": inheritance.replay_attach,
     "drop": inheritance.replay_drop,
     "quantize": quantization.replay,
-    "finalize": _structure_unchanged,
+    "finalize": quantization.replay,
     "redraw": _structure_unchanged,
 }
 """Which function makes the change of a log entry again on a fresh model."""
@@ -148,10 +148,22 @@ def _with_advice(reason: str) -> str:
     return reason if reason.endswith(advice) else f"{reason.rstrip('.')}. G{advice}"
 
 
+def _check_number_types(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Loading would convert without a word, and the model then compute something else than the stored one."""
+    for name, value in model.state_dict().items():
+        stored = weights.get(name)
+        if stored is not None and isinstance(value, Tensor) and stored.dtype != value.dtype:
+            raise RunFolderError(
+                f'{path} does not fit this model: "{name}" is stored as {stored.dtype}, and the model holds '
+                f"{value.dtype}. Give the model with .to({stored.dtype})."
+            )
+
+
 def _load_weights(model: nn.Module, path: Path) -> None:
     device = device_of(model)
     with safe_open(path, framework="pt") as opened:
         weights = {name: opened.get_tensor(name).to(device) for name in opened.keys()}  # noqa: SIM118
+    _check_number_types(model, weights, path)
     try:
         model.load_state_dict(weights, strict=True)
         # What a masked layer computes with is not stored: without this it would be stale until the first forward.

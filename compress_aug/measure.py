@@ -49,8 +49,8 @@ def nonzero_parameters(model: nn.Module) -> int:
     return parameters(model) - zeros
 
 
-def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one forward pass of one image of shape (C, H, W), zeros counted as well.
+def macs(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one forward pass of one input of shape (C, H, W), or another; zeros counted as well.
 
     >>> macs(nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8))
     6912
@@ -58,7 +58,8 @@ def macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     # On a copy: a quantized layer may update its statistics even in a pass that trains nothing.
     # Frozen, because the counter hooks into gradients that no_grad then does not make.
     probe = freeze(copy_model(model))
-    image = torch.zeros(1, *image_shape, device=device_of(model))
+    dtype = next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), None)
+    image = torch.zeros(1, *image_shape, device=device_of(model), dtype=dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         probe(image)
     return int(counter.get_total_flops()) // 2

@@ -19,6 +19,7 @@ from compress_aug.deploy.runtime import Session
 from compress_aug.errors import ModelError, PruneError
 from compress_aug.pruning import mask_smallest
 from compress_aug.pruning import replay as replay_mask
+from compress_aug.quantization import quantize
 from compress_aug.surgery import copy_model, layer_shapes, masked_layers, surgery_log
 
 
@@ -601,3 +602,133 @@ def test_replay_refuses_another_model() -> None:
     model = cut_channels(plain(), black(16), until={"ratio": 0.5})
     with pytest.raises(ModelError, match='Layer "0" has a weight of shape'):
         replay(model, entry_of(model))
+
+
+# Nets that others write.
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(16, 32, 2, stride=2)
+        self.last = nn.Conv2d(32, 32, 3)
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.last(F.relu(self.up(F.relu(self.down(x)))))).mean((2, 3)))
+
+
+def chain(middle: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        middle,
+        nn.Conv2d(32, 32, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+
+
+def line(kind: type[nn.Module], pool: type[nn.Module]) -> nn.Sequential:
+    return nn.Sequential(kind(3, 32, 3), nn.ReLU(), kind(32, 32, 3), pool(1), nn.Flatten(), nn.Linear(32, 5))
+
+
+@pytest.mark.parametrize("goal", ["ratio", "parameters", "macs"])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Transposed(), (1, 3, 8, 8)),
+        # One slope for all channels.
+        (chain(nn.PReLU()), (1, 3, 8, 8)),
+        (line(nn.Conv1d, nn.AdaptiveAvgPool1d), (1, 3, 8)),
+        (line(nn.Conv3d, nn.AdaptiveAvgPool3d), (1, 3, 6, 6, 6)),
+        (chain(nn.ReLU()).double(), (1, 3, 8, 8)),
+    ],
+    ids=["transposed", "prelu", "1d", "3d", "double"],
+)
+def test_odd_nets_are_cut(model: nn.Module, shape: tuple[int, ...], goal: str) -> None:
+    model = cut_channels(copy_model(model), torch.zeros(shape), until={goal: 0.6})
+    log = surgery_log(model)[-1]
+    # Only the classifier stays: nothing was given up because the trial itself could not follow.
+    assert len(log["left_alone"]) == 1
+    assert log["reached"] == pytest.approx(0.6, abs=0.15)
+    model(torch.zeros(shape, dtype=next(model.parameters()).dtype))
+
+
+def test_a_computed_weight_is_named_and_what_it_does_not_touch_is_cut() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), *chain(nn.ReLU()))
+    model[2] = nn.Conv2d(32, 32, 3)
+    nn.utils.parametrizations.weight_norm(model[0])
+    cut_channels(model, torch.zeros(1, 3, 12, 12), until={"ratio": 0.5})
+    log = surgery_log(model)[-1]
+    assert log["left_alone"]["0"] == 'it needs "0", whose weight is computed (weight normalisation, say)'
+    assert sorted(log["removed"]) == ["2", "4"]
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = chain(nn.ReLU())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x), x
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "sentence"),
+    [
+        (Several(), (1, 3, 8, 8), "returns a tuple, and channels can be cut where it returns one tensor"),
+        (
+            chain(nn.ReLU()),
+            (1, 1, 8, 8),
+            r"does not run on an input of shape \(N, 1, 8, 8\) .*give an example",
+        ),
+        (nn.Sequential(nn.LazyConv2d(4, 3)), (1, 3, 8, 8), '"0.weight" has no values yet: run one batch'),
+    ],
+    ids=["tuple", "shape", "lazy"],
+)
+def test_models_that_cannot_be_cut_are_told_why(
+    model: nn.Module, shape: tuple[int, ...], sentence: str
+) -> None:
+    with pytest.raises(PruneError, match=sentence):
+        cut_channels(model, torch.zeros(shape), until={"ratio": 0.5})
+
+
+def test_a_norm_over_places_as_well_is_left_alone() -> None:
+    model = cut_channels(chain(nn.LayerNorm([32, 6, 6])), torch.zeros(1, 3, 8, 8), until={"ratio": 0.5})
+    assert list(surgery_log(model)[-1]["removed"]) == ["2"]
+
+
+def test_a_quantized_model_is_refused_by_name() -> None:
+    model = quantize(chain(nn.ReLU()), torch.zeros(1, 3, 8, 8), calibration=[torch.randn(4, 3, 8, 8)])
+    with pytest.raises(PruneError, match="The model is quantized: channels are cut before that"):
+        cut_channels(model, torch.zeros(1, 3, 8, 8), until={"ratio": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("goal", "round_to", "advice"),
+    [
+        (
+            0.05,
+            8,
+            r"round_to 8 keeps at least 8 channels of each layer: with round_to 1 it comes down to 0\.0",
+        ),
+        (0.001, 8, "not to 0.001. Ask for a little more than that, or start from a smaller model"),
+        (0.001, 1, "not to 0.001. Ask for a little more than that, or start from a smaller model"),
+    ],
+)
+def test_what_is_out_of_reach_is_told_with_what_to_do(goal: float, round_to: int, advice: str) -> None:
+    with pytest.raises(PruneError, match=advice):
+        cut_channels(chain(nn.ReLU()), torch.zeros(1, 3, 8, 8), until={"parameters": goal}, round_to=round_to)
+
+
+def test_a_cost_out_of_reach_names_round_to() -> None:
+    with pytest.raises(PruneError, match="a smaller round_to cuts further"):
+        cut_channels(chain(nn.ReLU()), torch.zeros(1, 3, 8, 8), until={"cost": 1}, cost=measure.parameters)
+
+
+def test_rounding_that_lets_nothing_go_is_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    with pytest.raises(PruneError, match=r'round_to is 8\)\. With a smaller round_to these can: "0"'):
+        cut_channels(model, torch.zeros(1, 3, 8, 8), until={"ratio": 0.5})

@@ -166,3 +166,16 @@ def test_the_log_is_readable_without_torch(tmp_path):
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     (entry,) = json.loads(header["__metadata__"]["log"])
     assert entry["verb"] == "mask"
+
+
+def test_another_number_type_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = mask_smallest(tiny_net().double(), 0.5)
+    checkpoint.save(model, path)
+    with pytest.raises(
+        RunFolderError, match=r"stored as torch\.float64, .* Give the model with \.to\(torch\.float64"
+    ):
+        checkpoint.rebuild(tiny_net(), path)
+    loaded = checkpoint.rebuild(tiny_net().double(), path)
+    inputs = example().double()
+    assert torch.equal(loaded.eval()(inputs), model.eval()(inputs))

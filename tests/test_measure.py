@@ -59,3 +59,8 @@ def test_accuracy_counts_over_batches_of_any_size():
     batches = [batch([(0, 0), (1, 1), (2, 0)]), batch([(1, 1)])]
     assert measure.accuracy(First(), batches, lambda images: images.float()) == 0.75
     assert measure.accuracy(First(), [], lambda images: images.float()) == 0.0
+
+
+def test_macs_of_other_inputs_and_number_types():
+    assert measure.macs(net().double(), (3, 6, 6)) == 36 * 4 * 27 + 144 * 5
+    assert measure.macs(nn.Conv1d(3, 4, 3, padding=1).bfloat16(), (3, 8)) == 8 * 4 * 9

@@ -440,6 +440,11 @@ def test_groups_run_along_the_input_channels(stay: int, size: int) -> None:
     assert zeros(conv) == conv.weight.numel() * (size - stay) // size
 
 
+def test_an_empty_list_of_layers_is_told_as_such() -> None:
+    with pytest.raises(PruneError, match="layers is an empty list: name at least one layer"):
+        mask_smallest(nn.Linear(2, 2), 0.5, layers=[])
+
+
 def test_what_does_not_fit_a_pattern_stays_dense_and_is_named() -> None:
     model = mask_pattern(toy(), "2:4")
     assert set(masks(model)) == {"5"} and zeros(model) == 320

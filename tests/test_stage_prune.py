@@ -18,6 +18,7 @@ from compress_aug import (
     Gradual,
     Keep,
     Prune,
+    PruneChannels,
     Quantize,
     Ramp,
     Recipe,
@@ -120,8 +121,9 @@ def test_what_only_the_model_can_tell_is_planned_as_the_least_that_is_known(tmp_
         ("- prune: {scope: layer}", "expected sparsity, or pattern, or like"),
         ("- prune: {sparsity: 0.4, methd: l1}", 'unknown key "methd": did you mean "method"?'),
         ("- prune: {sparsity: 0.4, method: randm}", 'did you mean "random"?'),
-        ("- prune: {sparsity: 0.4, layers: Linear}", 'prune.layers: expected a list, found "Linear"'),
-        ("- prune: {sparsity: 0.4, layers: []}", "prune.layers"),
+        ("- prune: {sparsity: 0.4, layers: Linear}", 'names, globs or types: write layers: ["Linear"]'),
+        ("- prune: {sparsity: 0.4, layers: []}", "prune.layers: the list is empty: name at least one layer, or"),
+        ("- train: {epochs: 1, prune: {sparsity: {start: 0, end: 0.5}, exclude: []}}", "leave exclude away"),
         ("- prune: {pattern: 4:2}", 'expected N:M, N of M weights stay, such as "2:4", found "4:2"'),
         ("- prune: {pattern: half}", 'found "half"'),
         ("- prune: {pattern: 2:4, sparsity: 0.6}", "pattern 2:4 is a sparsity of 0.5 in the layers"),
@@ -460,3 +462,29 @@ def test_a_run_with_every_change_keeps_its_zeros(tmp_path):
     assert report == result.report
     with pytest.raises(RunFolderError):
         run(stages[:2], tmp_path / "run", resume=True)
+
+
+# ---------------------------------------------------------------- after a cut
+
+
+CUT = PruneChannels(until={"ratio": 0.4}, round_to=2)
+
+
+def test_layers_chosen_after_a_cut_are_judged_by_their_own_zeros(tmp_path):
+    """The others' zeros are no reason to leave these dense."""
+    stages = [Prune(sparsity=0.6, layers=["Conv2d"]), CUT, Prune(sparsity=0.5, layers=["8"])]
+    result = run(stages, tmp_path / "run", model=tiny_net(width=16))
+    last = effective_weight(prunable_layers(result.model)["8"])
+    assert int((last == 0).sum()) == round(0.5 * last.numel())
+    assert result.report["stages"][-1]["notes"] == []
+
+
+def test_after_a_cut_layers_with_more_zeros_keep_them_and_are_named(tmp_path):
+    stages = [Prune(sparsity=0.6, layers=["3"]), CUT, Prune(sparsity=0.5, scope="layer")]
+    result = run(stages, tmp_path / "run", model=tiny_net(width=16))
+    weights = {name: effective_weight(layer) for name, layer in prunable_layers(result.model).items()}
+    found = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+    assert found["3"] > 0.5 * weights["3"].numel()
+    assert [found[name] for name in "08"] == [round(0.5 * weights[name].numel()) for name in "08"]
+    (note,) = result.report["stages"][-1]["notes"]
+    assert note.startswith("cutting channels left") and 'zeros of "3", more than asked for' in note

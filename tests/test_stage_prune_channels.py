@@ -1,6 +1,9 @@
 """prune_channels in a recipe: budgets of the real file, in the form in which the recipe ends, round by round."""
 
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +15,9 @@ from rich.console import Console
 from toys import tiny_data, tiny_net
 
 import compress_aug
-from compress_aug import deploy, load_recipe
+from compress_aug import Recipe, deploy, load_recipe
 from compress_aug.channels import cut_channels
+from compress_aug.deploy.latency import Latency
 from compress_aug.errors import PruneError, RecipeError
 from compress_aug.models import shufflenet_v2
 from compress_aug.running import check
@@ -61,7 +65,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         channels = shapes[first.input[1]][0]
         seen.append(SimpleNamespace(path=path, quantized=quantized, channels=channels, threads=threads))
         p50 = channels / (2 if quantized else 1)
-        return SimpleNamespace(p50_ms=p50, p95_ms=p50, against_p50_ms=p50, against_p95_ms=p50)
+        return Latency(p50, p50, threads, 1, "none", None, None, against_p50_ms=p50, against_p95_ms=p50)
 
     monkeypatch.setattr(deploy, "latency", latency)
     return seen
@@ -172,6 +176,37 @@ def test_a_real_latency_is_reached(tmp_path: Path) -> None:
     assert 0 < row["reached"]["latency_ms"] <= 10000 and row["form"] == "float"
 
 
+def test_a_search_shows_on_a_terminal_how_many_trials_are_done(tmp_path: Path, files: Any) -> None:
+    shown: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def counting(title: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: shown.append((title, done, total))
+
+    stage = PruneChannels(until={"latency_ms": 8})  # type: ignore[arg-type]
+
+    class Watched(PruneChannels):
+        def run(self, state: Any, setup: Any) -> Any:
+            return stage.run(state, replace(setup, counting=counting))
+
+    result = compress_aug.run(
+        Recipe([Watched(until={"latency_ms": 8})], name="toy"),  # type: ignore[arg-type]
+        model=tiny_net(width=WIDTH),
+        data=tiny_data(),
+        device="cpu",
+        out=tmp_path / "run",
+        console=Console(quiet=True),
+    )
+    measured = len(result.report["stages"][0]["trials"])
+    assert shown == [("measuring latency_ms", done, 12) for done in range(measured + 1)] and measured > 1
+
+
+def test_a_ratio_that_rounding_swallows_is_told(tmp_path: Path) -> None:
+    (row,) = rows(ran(tmp_path, "  - prune_channels: {until: {ratio: 0.02}}\n"))
+    assert row["reached"] == {"ratio": 0.0}
+    assert "no channel was cut: that takes a larger ratio, or a round_to below 8" in row["notes"]
+
+
 # size_mb
 
 
@@ -258,6 +293,7 @@ def test_rounds_of_cutting_and_training(tmp_path: Path, goal: str, shares: tuple
             "images: only importance taylor reads images, found importance l1",
         ),
         ("until: {latency: 3}", "latency_ms"),
+        ("until: 0.5", r"until: expected what to cut until and how far, such as {macs: 0\.5} .*, found 0\.5"),
     ],
 )
 def test_refuses_keys_that_mean_nothing_together(tmp_path: Path, keys: str, sentence: str) -> None:

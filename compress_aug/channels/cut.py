@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from compress_aug import measure, surgery
@@ -17,7 +19,7 @@ from compress_aug.channels.graph import (
     remove,
 )
 from compress_aug.channels.scores import Batches, Importance, weighted_by_gradients
-from compress_aug.channels.search import Found, Trial, counted, measured
+from compress_aug.channels.search import Found, OutOfReach, Trial, counted, measured
 from compress_aug.errors import PruneError, nearest
 
 _SHARES = ("ratio", "parameters", "macs")
@@ -39,7 +41,8 @@ def cut_channels(
 ) -> nn.Module:
     """Remove the least important channels, the same share of every layer, until a goal is met.
 
-    example:    (N, C, H, W), inputs of the model; only the shape counts
+    example:    (N, C, H, W), inputs of the model, or (N, C, L) for one of 1-D convolutions, and so on; only the
+                shape counts
     until:      one goal. {"ratio": r}: the share of channels cut in total, in (0, 1). {"parameters": s} or
                 {"macs": s}: the share of the original that stays at most, in (0, 1). {"latency_ms": c},
                 {"size_mb": c} or {"cost": c}: what `cost` returns at most, in its own unit
@@ -62,7 +65,8 @@ def cut_channels(
     Masks are made permanent and then put back from the zeros that are left, so the sparsity may change.
     Weights become new Parameter objects: a training loop must build its optimizer after this call.
 
-    Raises PruneError for a goal that is malformed or out of reach, and for a model that cannot be followed.
+    Raises PruneError for a goal that is malformed or out of reach, and for a model that cannot be followed, is
+    quantized, does not run on such an input or returns anything else than one tensor.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 4))
@@ -75,8 +79,10 @@ def cut_channels(
     """
     what, goal = _goal(until, cost)
     _check_choices(importance, round_to, batches)
+    _check_model(model)
     bare = surgery.fold_masks(surgery.copy_model(model)).eval()
     image = noise_like(example.shape, bare)
+    _check_output(bare, image)
     amount = cost or (None if what == "ratio" else _share(what, bare, image, original))
     removed, chosen = _chosen(
         bare, image, (what, goal), importance, round_to, amount, batches, _ratio_before(model)
@@ -143,6 +149,32 @@ def _check_choices(importance: str, round_to: int, batches: Batches | None) -> N
         raise PruneError(f"round_to must be a whole number from 1 up, found {round_to!r}.")
 
 
+def _check_model(model: nn.Module) -> None:
+    if any(entry["verb"] == "quantize" for entry in surgery.surgery_log(model)):
+        raise PruneError("The model is quantized: channels are cut before that.")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise PruneError(f'"{name}" has no values yet: run one batch through the model before cutting.')
+
+
+@torch.no_grad()
+def _check_output(model: nn.Module, image: Tensor) -> None:
+    shape = f"(N, {', '.join(map(str, image.shape[1:]))})"
+    try:
+        output = model(image)
+    # Not narrower: this runs the model's own forward, which may raise anything.
+    except Exception as error:
+        raise PruneError(
+            f"The model does not run on an input of shape {shape} ({type(error).__name__}: {error}): give an "
+            "example of the shape that it reads."
+        ) from error
+    if not isinstance(output, Tensor):
+        raise PruneError(
+            f"The model returns a {type(output).__name__}, and channels can be cut where it returns one tensor: "
+            "wrap it in a module that returns the one that counts."
+        )
+
+
 def _ratio_before(model: nn.Module) -> float:
     """The share of channels that earlier calls cut."""
     log = surgery.surgery_log(model)
@@ -159,11 +191,9 @@ def _further(goal: float, before: float) -> float:
 def _share(
     what: str, model: nn.Module, image: Tensor, original: Mapping[str, float] | None
 ) -> Callable[[nn.Module], float]:
-    _, channels, height, width = image.shape
-
     def count(measured: nn.Module) -> int:
         if what == "macs":
-            return measure.macs(measured, (channels, height, width))
+            return measure.macs(measured, tuple(image.shape[1:]))
         return measure.parameters(measured)
 
     if original is not None and not original.get(what):
@@ -228,7 +258,7 @@ def _searched(
     known: dict[str, float] = {}
     tried: list[Trial] = []
 
-    def amount_at(ratio: float) -> float:
+    def amount_at(ratio: float, round_to: int = round_to) -> float:
         removed = channels_to_remove(layers, ratio, round_to)
         # Neighbouring ratios often round to the same cut, and measuring may take seconds.
         if (cut := str(removed)) not in known:
@@ -237,7 +267,27 @@ def _searched(
         return known[cut]
 
     search = measured if goal[0] in _COSTS else counted
-    return search(amount_at, goal)._replace(trials=tried)
+    try:
+        return search(amount_at, goal)._replace(trials=tried)
+    except OutOfReach as error:
+        raise PruneError(f"{error} {_instead(round_to, goal, amount_at)}") from None
+
+
+def _instead(round_to: int, goal: tuple[str, float], amount_at: Callable[[float, int], float]) -> str:
+    """What to do where a goal is out of reach."""
+    ask = "Ask for a little more than that, or start from a smaller model."
+    if round_to == 1:
+        return ask
+    keeps = f"round_to {round_to} keeps at least {round_to} channels of each layer"
+    if goal[0] in _COSTS:
+        # Not tried, because a trial may take minutes.
+        return f"{keeps}: a smaller round_to cuts further. {ask}"
+    finest = amount_at(1.0, 1)
+    if finest > goal[1]:
+        return ask
+    return (
+        f"{keeps}: with round_to 1 it comes down to {finest:.3g}. Choose a smaller round_to, or ask for more."
+    )
 
 
 def _remove_and_mask(model: nn.Module, image: Tensor, removed: Removed) -> nn.Module:

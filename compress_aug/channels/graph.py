@@ -56,11 +56,14 @@ def removable_layers(model: nn.Module, image: Tensor, importance: Importance, ro
     for name, group in followed.groups():
         try:
             found = score_channels(group, name, importance)
-        except IndexError as error:
-            # A group that holds channels which its layers do not have.
+        except (IndexError, RuntimeError) as error:
+            # A group that holds channels which its layers do not have, or a normalisation over places as well.
             left_alone[name] = _not_followed(error)
             continue
-        if found is None:
+        computed = _computed(group)
+        if computed:
+            left_alone[name] = f'it needs "{computed}", whose weight is computed (weight normalisation, say)'
+        elif found is None:
             left_alone[name] = "it has no batch normalisation to rank its channels by"
         elif name not in left_alone:
             layers.append(Layer(name, found, _parts(group), _is_mixed(group)))
@@ -72,7 +75,12 @@ def removable_layers(model: nn.Module, image: Tensor, importance: Importance, ro
     layers = [layer for layer in layers if layer.name not in left_alone]
     if not channels_to_remove(layers, 0.5, round_to):
         reasons = "".join(f' "{name}": {reason}.' for name, reason in left_alone.items())
-        raise PruneError(f"No layer can lose channels (round_to is {round_to}). Left whole:{reasons}")
+        finer = ", ".join(f'"{name}"' for name in channels_to_remove(layers, 0.5, 1))
+        advice = f" With a smaller round_to these can: {finer}." if finer else ""
+        raise PruneError(
+            f"No layer can lose channels (round_to is {round_to}).{advice}"
+            + (f" Left whole:{reasons}" if reasons else "")
+        )
     return Found(layers, left_alone, followed.in_parts)
 
 
@@ -217,6 +225,15 @@ def _is_out(group: Any, dep: Any) -> bool:
     return bool(group._DG.is_out_channel_pruning_fn(dep.handler))
 
 
+def _computed(group: Any) -> str | None:
+    """A layer of the group whose weight is no parameter of its own, so that nothing can be cut off it."""
+    for dep, _ in group:
+        module = dep.target.module
+        if isinstance(module, _WITH_CHANNELS) and "weight" not in module._parameters:
+            return str(dep.target._name)
+    return None
+
+
 def _is_mixed(group: Any) -> bool:
     return any(isinstance(dep.target.module, _MIXING) for dep, _ in group)
 
@@ -301,14 +318,17 @@ def _scramble(model: nn.Module) -> nn.Module:
 def _silence(module: nn.Module, out: bool, channels: Sequence[int]) -> None:
     """Set what these channels put out, or what is read from them, to zero."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor):
+    # Behind a slope, what is zero stays zero; and a PReLU may have one slope for all channels.
+    if not isinstance(weight, Tensor) or isinstance(module, nn.PReLU):
         return
-    if out or weight.dim() == 1:
+    if bias is not None and (out or weight.dim() == 1):
+        bias[channels] = 0
+    # The first axis of a transposed convolution is what it reads.
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    if weight.dim() == 1 or out != transposed:
         weight[channels] = 0
-        if bias is not None:
-            bias[channels] = 0
         return
-    # In a grouped convolution a channel is read by the outputs of its own group only.
+    # In a grouped convolution a channel is read, in a transposed one made, within its own group only.
     groups = getattr(module, "groups", 1)
     rows = weight.view(groups, -1, *weight.shape[1:])
     for channel in channels:

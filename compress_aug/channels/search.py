@@ -13,6 +13,10 @@ _FINEST_MEASURED = 1 / 64
 _FINEST_COUNTED = 1 / 256
 
 
+class OutOfReach(PruneError):
+    """No share of channels that was tried meets the goal."""
+
+
 class Trial(NamedTuple):
     """One cut that was tried: the share of channels cut, in [0, 1], and what it came to."""
 
@@ -34,7 +38,7 @@ def counted(amount: Trials, goal: tuple[str, float]) -> Found:
     amount: share of channels cut, in [0, 1] -> what is left
     goal:   what it is called and how much is left at most
 
-    Raises PruneError with the least that was seen.
+    Raises OutOfReach with the least that was seen.
     """
     seen = _Seen(amount, goal)
     low, high = 0.0, 1.0
@@ -84,8 +88,8 @@ class _Seen:
     def ended(self, ratio: float) -> Found:
         return Found(ratio, self._values[ratio], [Trial(*pair) for pair in self._values.items()])
 
-    def missed(self) -> PruneError:
+    def missed(self) -> OutOfReach:
         least = min(self._values.values())
-        return PruneError(
+        return OutOfReach(
             f"Cutting channels brings {self._what} down to {least:.3g} at the least, not to {self._limit:g}."
         )

@@ -1,17 +1,15 @@
 """Which layers take part: by name, by glob or by type; and which of them cannot carry a mask."""
 
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from compress_aug.errors import PruneError, nearest
+from compress_aug.errors import PruneError
 from compress_aug.measure import prunable_layers
+from compress_aug.patterns import matched, no_match, told
 
 Patterns = Sequence[str] | None
-
-_NAMES_TOLD = 8
 
 
 def chosen_layers(
@@ -32,12 +30,14 @@ def chosen_layers(
     every = prunable_layers(model)
     if not every:
         raise PruneError("The model has no convolution or linear layer, so there is no weight to prune.")
+    if layers is not None and not layers:
+        raise PruneError("layers is an empty list: name at least one layer, or leave it out for all.")
     taken = set(every) if layers is None else _matched(every, layers, "layers")
     left_out = set() if exclude is None else _matched(every, exclude, "exclude")
     chosen = {name: layer for name, layer in every.items() if name in taken - left_out}
     if not chosen:
         raise PruneError(
-            f"layers and exclude leave no layer to prune: exclude matches all of {_told(sorted(taken))}."
+            f"layers and exclude leave no layer to prune: exclude matches all of {told(sorted(taken))}."
         )
     return chosen
 
@@ -47,32 +47,11 @@ def _matched(every: dict[str, nn.Module], patterns: Sequence[str], key: str) -> 
         raise PruneError(f'{key} is a list of names, globs and types: write ["{patterns}"].')
     found: set[str] = set()
     for pattern in patterns:
-        names = {name for name, layer in every.items() if _matches(pattern, name, layer)}
+        names = matched(every, pattern)
         if not names:
-            raise PruneError(
-                f'{key}: "{pattern}" matches no convolution or linear layer; {_hint(pattern, every)}'
-            )
+            raise PruneError(f"{key}: {no_match(every, pattern)}")
         found |= names
     return found
-
-
-def _matches(pattern: str, name: str, layer: nn.Module) -> bool:
-    # All names of the class, so that "Conv2d" finds its quantized form as well.
-    types = (kind.__name__ for kind in type(layer).__mro__)
-    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or pattern in types
-
-
-def _hint(pattern: str, every: dict[str, nn.Module]) -> str:
-    types = sorted({type(layer).__name__ for layer in every.values()})
-    parts = {".".join(name.split(".")[:n]) for name in every for n in range(1, name.count(".") + 1)}
-    # What stands around the star of a glob is what a typing mistake is in.
-    close = nearest(pattern.strip("*.?"), [*types, *every, *sorted(parts)])
-    return close if close.startswith("did you mean") else f"known are: {_told([*types, *every])}"
-
-
-def _told(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_TOLD
-    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
@@ -83,6 +62,11 @@ def check_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
             raise PruneError(
                 f'Layer "{name}" computes its weight (weight normalisation, for example) instead of '
                 "holding it as a parameter: remove that before pruning."
+            )
+        if not getattr(layer, "has_zero", True):
+            raise PruneError(
+                f'Layer "{name}" has DoReFa weights, which have no level at zero, so that none can be pruned: '
+                'prune first, and quantize by scheme "integer".'
             )
         if is_lazy(held):
             raise PruneError(

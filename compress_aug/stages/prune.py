@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from compress_aug.errors import RecipeError
 from compress_aug.schedule import Ramp, extremes
@@ -17,14 +17,21 @@ from compress_aug.stages.base import KEPT_NAME, Outlook, Part, Setup, Stage, Sta
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from compress_aug.surgery import LogEntry
+
 _LAYERS = "names, globs or types of the layers that take part; all by default"
 _EXCLUDE = "names, globs or types of layers that are left as they are"
 
 
-def _nothing_attached(outlook: Outlook) -> None:
+def _can_hold_masks(outlook: Outlook) -> None:
     # Their weights would count in the share, and be gone with it after the drop.
     if outlook.attached:
         raise RecipeError("prune cannot follow attach: prune before it, or drop the attached layers first")
+    if not outlook.zero_weights:
+        raise RecipeError(
+            "DoReFa weights have no level at zero, so that none can be pruned: prune first, and quantize by "
+            "scheme: integer"
+        )
 
 
 def _rising(sparsity: float, outlook: Outlook) -> None:
@@ -33,6 +40,16 @@ def _rising(sparsity: float, outlook: Outlook) -> None:
             f"sparsity: {sparsity:g} is lower than the {outlook.sparsity:g} of an earlier stage; "
             "sparsity is the total after the stage and can only grow"
         )
+
+
+def _some_layers(given: object, key: str) -> object:
+    """Told before pydantic looks, whose words for it are about lengths and types."""
+    if isinstance(given, str):
+        raise ValueError(f'expected a list of names, globs or types: write {key}: ["{given}"]')
+    if given == []:
+        means = "all layers take part" if key == "layers" else "no layer is left out"
+        raise ValueError(f"the list is empty: name at least one layer, or leave {key} away ({means})")
+    return given
 
 
 def _of(layers: list[str] | None, exclude: list[str] | None) -> str:
@@ -52,6 +69,11 @@ class Gradual(Part):
     layers: list[str] | None = Field(None, min_length=1, description=_LAYERS)
     exclude: list[str] | None = Field(None, min_length=1, description=_EXCLUDE)
 
+    @field_validator("layers", "exclude", mode="before")
+    @classmethod
+    def _some(cls, given: object, info: ValidationInfo) -> object:
+        return _some_layers(given, str(info.field_name))
+
     @field_validator("sparsity")
     @classmethod
     def _grows(cls, given: Ramp) -> Ramp:
@@ -65,7 +87,7 @@ class Gradual(Part):
 
     def foresee(self, outlook: Outlook) -> Outlook:
         """What will be known after the training. Raises RecipeError if zeros would have to come back."""
-        _nothing_attached(outlook)
+        _can_hold_masks(outlook)
         if self.layers or self.exclude:
             return outlook
         _rising(self.sparsity.start, outlook)
@@ -121,6 +143,11 @@ class Prune(Stage):
         None, description="a run's folder, or the name of a kept model, whose masks are taken"
     )
 
+    @field_validator("layers", "exclude", mode="before")
+    @classmethod
+    def _some(cls, given: object, info: ValidationInfo) -> object:
+        return _some_layers(given, str(info.field_name))
+
     @field_validator("pattern")
     @classmethod
     def _n_of_m(cls, given: str | None) -> str | None:
@@ -159,7 +186,7 @@ class Prune(Stage):
             )
 
     def foresee(self, outlook: Outlook) -> Outlook:
-        _nothing_attached(outlook)
+        _can_hold_masks(outlook)
         if self.like is not None:
             self._check_like(self.like, outlook)
         # What share of all weights chosen layers are, and what another model's masks leave, only the model can
@@ -204,8 +231,7 @@ class Prune(Stage):
         return f"prune to {percent(self.sparsity or 0)}{_of(self.layers, self.exclude)}{at_random}"
 
     def run(self, state: State, setup: Setup) -> State:
-        from compress_aug import measure
-        from compress_aug.pruning import mask_like, mask_pattern, mask_random, mask_smallest
+        from compress_aug.pruning import chosen_layers, mask_like, mask_pattern, mask_random, mask_smallest
         from compress_aug.surgery import surgery_log
 
         which: dict[str, Any] = {"layers": self.layers, "exclude": self.exclude}
@@ -220,16 +246,20 @@ class Prune(Stage):
                 )
             return replace(state, model=model)
         sparsity = self.sparsity or 0.0
-        zeros = measure.sparsity(state.model)
-        if (
-            surgery_log(state.model)[-1:]
-            and surgery_log(state.model)[-1]["verb"] == "cut_channels"
-            and zeros > sparsity
-        ):
-            setup.note(
-                f"cutting channels left {percent(zeros)} zeros, more than asked for: the masks stay as they are"
-            )
-            return state
+        chosen = chosen_layers(state.model, **which)
+        if _cut_since_masked(surgery_log(state.model), chosen):
+            groups = [[name] for name in chosen] if self.scope == "layer" else [list(chosen)]
+            over = [group for group in groups if _zeros(chosen, group) > sparsity]
+            for group in over:
+                whose = f' of "{group[0]}"' if self.scope == "layer" else ""
+                setup.note(
+                    f"cutting channels left {percent(_zeros(chosen, group))} zeros{whose}, more than asked for: "
+                    f"the masks stay as they are"
+                )
+            if len(over) == len(groups):
+                return state
+            if over:
+                which = {"layers": [name for group in groups if group not in over for name in group]}
         if self.method == "random":
             model = mask_random(state.model, sparsity, self.scope, seed=setup.seed, **which)
         else:
@@ -244,6 +274,25 @@ class Prune(Stage):
             return masks_of(kept)
         path = checkpoint_of(Path(like))
         return read_masks(path or Path(like))
+
+
+def _cut_since_masked(log: "list[LogEntry]", layers: "dict[str, nn.Module]") -> bool:
+    """Whether the zeros of these layers are what a cut left of earlier ones."""
+    for entry in reversed(log):
+        if entry["verb"] == "mask" and not layers.keys().isdisjoint(entry["layers"]):
+            return False
+        if entry["verb"] == "cut_channels":
+            return True
+    return False
+
+
+def _zeros(layers: "dict[str, nn.Module]", names: list[str]) -> float:
+    """The share of these layers' weights that is masked, in [0, 1]."""
+    from compress_aug.measure import effective_weight
+
+    masks = [getattr(layers[name], "weight_mask", None) for name in names]
+    masked = sum(int((mask == 0).sum()) for mask in masks if mask is not None)
+    return masked / sum(effective_weight(layers[name]).numel() for name in names)
 
 
 _SUFFIX = ".safetensors"

@@ -3,8 +3,9 @@
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,6 +29,8 @@ _TAYLOR_IMAGES = 256
 # One process may be unlucky with its memory for as long as it lives, so it is not one alone that is asked.
 _PROCESSES = 3
 _REPEATS = 50
+# Of a search: nine shares in eighths, and three that halve the gap.
+MOST_TRIALS = 12
 
 
 class Budget(Part):
@@ -44,6 +47,16 @@ class Budget(Part):
         None, gt=0, description="median for one image that the exported file takes, on the target's runtime"
     )
     size_mb: float | None = Field(None, gt=0, description="the exported file, in 10^6 bytes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_budget(cls, given: Any) -> Any:
+        if not isinstance(given, dict | Budget):
+            raise ValueError(
+                f"expected what to cut until and how far, such as {{macs: 0.5}} (one of "
+                f"{', '.join(cls.model_fields)}), found {given!r}"
+            )
+        return given
 
     @model_validator(mode="after")
     def _one(self) -> "Budget":
@@ -108,16 +121,20 @@ class PruneChannels(Stage):
 
         ((what, _),) = self.until.given().items()
         quantize = self._quantize(setup) if what in _MEASURED else None
-        model = cut_channels(
-            state.model,
-            setup.example(),
-            until=self.until.given(),
-            importance=self.importance,
-            round_to=setup.target.round_to if self.round_to is None else self.round_to,
-            original=setup.original,
-            cost=_cost(what, quantize, setup) if what in _MEASURED else None,
-            batches=_batches(self.images or _TAYLOR_IMAGES, setup) if self.importance == "taylor" else None,
-        )
+        showing = setup.counting(f"measuring {what}") if what in _MEASURED else nullcontext()
+        with showing as counted:
+            model = cut_channels(
+                state.model,
+                setup.example(),
+                until=self.until.given(),
+                importance=self.importance,
+                round_to=setup.target.round_to if self.round_to is None else self.round_to,
+                original=setup.original,
+                cost=_counted(_cost(what, quantize, setup), counted) if counted is not None else None,
+                batches=_batches(self.images or _TAYLOR_IMAGES, setup)
+                if self.importance == "taylor"
+                else None,
+            )
         _tell(surgery_log(model)[-1], what, quantize, setup)
         return replace(state, model=model)
 
@@ -129,7 +146,7 @@ class PruneChannels(Stage):
         if self.form == "float" or (self.form is None and not isinstance(following, Quantize)):
             return None
         chosen = next((stage for stage in setup.following if isinstance(stage, Quantize)), Quantize())
-        return chosen.model_copy(update={"calibrate": min(chosen.calibrate, _CALIBRATION_IMAGES)})
+        return chosen.for_trials(_CALIBRATION_IMAGES)
 
 
 def _batches(images: int, setup: Setup) -> "Iterator[tuple[Tensor, Tensor]]":
@@ -156,10 +173,31 @@ def _cost(what: str, quantize: Quantize | None, setup: Setup) -> "Callable[[nn.M
             model = quantization.finalize(quantize.run(State(model), silent).model)
         with tempfile.TemporaryDirectory(prefix="compress-aug-trial-") as folder:
             path = Path(folder) / "trial.onnx"
-            deploy.write(model, path, image_shape=setup.data.image_shape, metadata=setup.metadata)
+            deploy.write(
+                model,
+                path,
+                image_shape=setup.data.image_shape,
+                metadata=setup.metadata,
+                form=setup.target.form,
+            )
             return path.stat().st_size / 1e6 if what == "size_mb" else _latency_ms(path, setup)
 
     return _rehearsed(measured) if setup.rehearsal else measured
+
+
+def _counted(
+    measured: "Callable[[nn.Module], float]", counted: Callable[[int, int], None]
+) -> "Callable[[nn.Module], float]":
+    """The same, and tells how many trials are done, of the most that there can be."""
+    done = count(1)
+    counted(0, MOST_TRIALS)
+
+    def told(model: "nn.Module") -> float:
+        value = measured(model)
+        counted(next(done), MOST_TRIALS)
+        return value
+
+    return told
 
 
 def _settle_norms(model: "nn.Module", images: "Tensor") -> None:
@@ -224,11 +262,15 @@ def _tell(entry: "LogEntry", what: str, quantize: Quantize | None, setup: Setup)
         return
     setup.record("reached", {what: entry["reached"]})
     setup.record("trials", [{"ratio": ratio, "value": value} for ratio, value in entry["trials"]])
+    if not any(entry["removed"].values()):
+        setup.note(
+            f"no channel was cut: that takes a larger ratio, or a round_to below {entry['round_to']}"
+            if what == "ratio"
+            else f"the model meets {what} as it is: no channel was cut"
+        )
     if what not in _MEASURED:
         return
     setup.record("form", form)
-    if not any(entry["removed"].values()):
-        setup.note(f"the model meets {what} as it is: no channel was cut")
     tried = ", ".join(f"{percent(ratio)} {value:.3g}" for ratio, value in sorted(entry["trials"]))
     setup.note(f"{what} {entry['reached']:.3g} as a {form} file; tried (channels cut, {what}): {tried}")
     if what == "latency_ms" and setup.target.proxy:
