@@ -1,5 +1,6 @@
 """The devices that a model is made for: one YAML file each, in export/targets or the user's own."""
 
+import json
 import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,26 +17,51 @@ def _own_saturation(value: Any) -> Any:
 
 
 class Target(BaseModel):
-    """A device, as far as compression depends on it.
+    """A device, as far as compression depends on it. Each key's meaning is its description.
 
-    threads:        that one layer may use when the file is timed
-    round_to:       channel counts are kept in multiples of this, because kernels work on whole vectors
-    int8_saturates: whether adding two products of 8-bit numbers may overflow 16 bits (as on x86 without
-                    VNNI); weights then get 7 bits. The file may say `auto`: as on this machine
-    proxy:          whether latency measured on this machine only stands in for the device's
-    itself:         how the device's own firmware calls it; on such a machine `proxy` is false
+    >>> Target.model_fields["round_to"].description
+    'channel counts are kept in multiples of this: kernels work on whole vectors'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = Field(min_length=1)
-    description: str
-    runtime: Literal["onnxruntime"]
-    threads: int = Field(ge=1)
-    round_to: int = Field(ge=1)
-    int8_saturates: Annotated[bool, BeforeValidator(_own_saturation)]
-    proxy: bool
-    itself: str | None = Field(None, min_length=1)
+    name: str = Field(min_length=1, description="what reports call it")
+    description: str = Field(description="one line for people")
+    runtime: Literal["onnxruntime"] = Field(description="what times the file")
+    form: Literal["onnxruntime", "tensorrt"] = Field(
+        "onnxruntime",
+        description="which runtime's integer kernels the file is written for; tensorrt: signed symmetric integers "
+        "between QuantizeLinear and DequantizeLinear, nothing packed, biases in float",
+    )
+    threads: int = Field(ge=1, description="that one layer may use when the file is timed")
+    round_to: int = Field(
+        ge=1, description="channel counts are kept in multiples of this: kernels work on whole vectors"
+    )
+    int8_saturates: Annotated[bool, BeforeValidator(_own_saturation)] = Field(
+        description="whether the sum of two products of 8-bit integers may overflow 16 bits, as on x86 without VNNI: "
+        "weights then get 7 bits; auto: as on this machine"
+    )
+    proxy: bool = Field(
+        description="whether latency measured on this machine only stands in for the device's"
+    )
+    itself: str | None = Field(
+        None,
+        min_length=1,
+        description="how the device's own firmware calls it (/proc/device-tree/model begins so): there, proxy is false",
+    )
+
+    def as_yaml(self) -> str:
+        """The file that `load_target` reads, with every key explained.
+
+        >>> print(load_target("generic_avx2").as_yaml().splitlines()[1])
+        name: "generic_avx2"
+        """
+        lines = []
+        for key, value in self.model_dump(exclude_none=True).items():
+            lines.append(f"# {type(self).model_fields[key].description}")
+            # JSON is YAML.
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+        return "\n".join(lines) + "\n"
 
 
 def load_target(name_or_path: str | Path) -> Target:
@@ -71,7 +97,7 @@ def target_names() -> list[str]:
     """The devices that ship, sorted.
 
     >>> target_names()
-    ['host_cpu', 'raspberry_pi_4']
+    ['generic_avx2', 'host_cpu', 'jetson', 'raspberry_pi_4', 'raspberry_pi_5']
     """
     return sorted(_shipped_files())
 

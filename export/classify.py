@@ -1,9 +1,12 @@
 """Name the class of images with an ONNX file that compress_aug wrote.
 
     python classify.py MODEL.onnx IMAGE [IMAGE ...] [--top 1] [--threads 1]
+    python classify.py MODEL.onnx --accuracy FOLDER
 
 Needs numpy, onnxruntime and Pillow, nothing else. How to prepare an image, and the names of the classes, are
-read from the file itself. Prints one line for each image: its path, then classes with their share in percent.
+read from the file itself, or from preprocess.json beside it where the file does not say. Prints one line for each
+image: its path, then classes with their share in percent. With --accuracy: which share of the images in a folder
+of classes (FOLDER/CLASS/IMAGE) it names right. A mistake is told in one sentence, with exit code 2.
 """
 
 from __future__ import annotations
@@ -23,14 +26,23 @@ class Wrong(Exception):
     """A mistake of the user, told in one sentence."""
 
 
+# What counts as an image in a folder of classes.
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. An image that cannot be read does not stop the others."""
     parser = argparse.ArgumentParser(description="Name the class of images.")
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=1, help="how many classes to show, best first (1)")
     parser.add_argument("--threads", type=int, default=1, help="threads that one layer may use (1)")
+    parser.add_argument(
+        "--accuracy", type=Path, metavar="FOLDER", help="count right answers on the images of FOLDER/CLASS/"
+    )
     options = parser.parse_args(arguments)
+    if not options.images and options.accuracy is None:
+        parser.error("expected images, or --accuracy with a folder of classes")
     mistakes = 0
     try:
         classifier = Classifier(options.model, threads=options.threads)
@@ -43,10 +55,30 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             shown = [f"{name} {100 * share:.1f} %" for name, share in ranked[: max(options.top, 1)]]
             print(f"{path}: {', '.join(shown)}")
+        if options.accuracy is not None:
+            right, images = accuracy(classifier, options.accuracy)
+            print(f"{100 * right / images:.2f} % of {images} images are named right ({right}).")
     except Wrong as mistake:
         print(mistake, file=sys.stderr)
         return 2
     return 2 if mistakes else 0
+
+
+def accuracy(classifier: Classifier, folder: Path) -> tuple[int, int]:
+    """How many images below FOLDER/CLASS are named CLASS, and how many there are."""
+    if not folder.is_dir():
+        raise Wrong(f"There is no folder {folder}.")
+    right = images = 0
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if place.name not in classifier.classes:
+            raise Wrong(f"{place} is no class of the model; its classes: {', '.join(classifier.classes)}.")
+        for path in sorted(place.rglob("*")):
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
+                right += classifier.rank(read_image(path))[0][0] == place.name
+                images += 1
+    if not images:
+        raise Wrong(f"{folder} holds no images: expected {folder}/CLASS/IMAGE.")
+    return right, images
 
 
 class Classifier:
@@ -54,12 +86,15 @@ class Classifier:
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         self._session = _load(path, threads)
-        told = self._session.get_modelmeta().custom_metadata_map
+        told = _told(self._session.get_modelmeta().custom_metadata_map, path)
         self.channels, self.height, self.width = _listed(told, "image_shape", path)
+        self.classes = [str(name) for name in _listed(told, "classes", path)]
+        mean, std = (np.array(_listed(told, key, path), np.float64) for key in ("mean", "std"))
+        # In the same roundings as in training, so that not a single quantized input differs: (pixel / 255 - mean)
+        # / std as a product and a sum, both of float32 numbers, rounded once.
         shape = (1, self.channels, 1, 1)
-        self._mean = np.array(_listed(told, "mean", path), np.float32).reshape(shape)
-        self._std = np.array(_listed(told, "std", path), np.float32).reshape(shape)
-        self._classes = _listed(told, "classes", path)
+        self._scale = (1 / (255 * std)).astype(np.float32).astype(np.float64).reshape(shape)
+        self._shift = (-mean / std).astype(np.float32).astype(np.float64).reshape(shape)
 
     def rank(self, image: Image.Image) -> list[tuple[str, float]]:
         """Every class with its share in [0, 1], the likeliest first."""
@@ -75,11 +110,11 @@ class Classifier:
     def prepare(self, image: Image.Image) -> np.ndarray:
         """A picture of any size as float32 (1, C, H, W): resized, the centre cut out, normalised."""
         fitted = _fit(image.convert("L" if self.channels == 1 else "RGB"), self.width, self.height)
-        pixels = np.asarray(fitted, np.float32).reshape(1, self.height, self.width, -1).transpose(0, 3, 1, 2)
-        return np.ascontiguousarray((pixels / 255 - self._mean) / self._std)
+        pixels = np.asarray(fitted, np.float64).reshape(1, self.height, self.width, -1).transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(pixels * self._scale + self._shift, np.float32)
 
     def _name(self, number: int) -> str:
-        return str(self._classes[number]) if number < len(self._classes) else f"class {number}"
+        return self.classes[number] if number < len(self.classes) else f"class {number}"
 
 
 def read_image(path: Path) -> Image.Image:
@@ -87,6 +122,9 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
+            # Conversion to 8 bits would clip these to white without a word.
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                raise Wrong(f"{path} has more than 8 bits a channel: convert it to 8 bits.")
             return image.copy()
     except FileNotFoundError:
         raise Wrong(f"There is no file {path}.") from None
@@ -96,12 +134,15 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    # The same steps as in training: what is resized otherwise is recognised worse.
-    scale = max(width / image.width, height / image.height)
-    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    # The same steps and roundings as in training: what is resized otherwise is recognised worse.
+    wide = image.width * height >= image.height * width
+    if wide:
+        size = (int(height * image.width / image.height), height)
+    else:
+        size = (width, int(width * image.height / image.width))
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
 
@@ -118,11 +159,26 @@ def _load(path: Path, threads: int) -> onnxruntime.InferenceSession:
         raise Wrong(f"{path} is not a model that onnxruntime can load: {_first_line(error)}") from error
 
 
-def _listed(told: dict[str, str], key: str, path: Path) -> list[Any]:
+def _told(inside: dict[str, str], path: Path) -> dict[str, Any]:
+    """What the file says about itself as JSON values, or else what preprocess.json beside it says."""
+    told: dict[str, Any] = {}
+    for key, value in inside.items():
+        try:
+            told[key] = json.loads(value)
+        except ValueError:
+            told[key] = value
+    beside = path.parent / "preprocess.json"
+    if "image_shape" in told or not beside.is_file():
+        return told
     try:
-        value = json.loads(told[key])
-    except (KeyError, ValueError):
-        value = None
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Wrong(f"{beside} cannot be read: {_first_line(error)}") from error
+    return found if isinstance(found, dict) else told
+
+
+def _listed(told: dict[str, Any], key: str, path: Path) -> list[Any]:
+    value = told.get(key)
     if not isinstance(value, list):
         raise Wrong(
             f'{path} does not say its "{key}": export it with compress_aug, which writes that into the file.'

@@ -347,21 +347,6 @@ def test_every_layer_of_a_quantized_file_runs_on_integers(tmp_path, bits):
     assert (audit.integer_layers, audit.float_layers, audit.stayed_float) == (6, 0, ())
 
 
-def test_the_audit_says_why_layers_stay_float(tmp_path):
-    deploy.write(tiny_net(), tmp_path / "a.onnx", image_shape=(3, 8, 8))
-    audit = deploy.audit(tmp_path / "a.onnx")
-    assert (audit.integer_layers, audit.float_layers) == (0, 3)
-    assert audit.stayed_float[0][0] == "/0/Conv"
-    assert audit.stayed_float[2] == ("/8/Gemm", "Gemm", "its weight is not quantized")
-
-    net = _shuffling(8, 8)
-    net.stem_out = nn.Identity()
-    deploy.write(net, tmp_path / "b.onnx", image_shape=SHAPE)
-    stayed = {name: reason for name, _, reason in deploy.audit(tmp_path / "b.onnx").stayed_float}
-    assert stayed["/left/Conv"] == "its input is not quantized"
-    assert "unquantized" in stayed["/stem/Conv"]
-
-
 def test_fewer_bits_make_a_smaller_file(tmp_path):
     sizes = {}
     for bits in (8, 2):

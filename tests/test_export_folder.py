@@ -1,11 +1,13 @@
 """The folder that leaves for the device: its scripts run alone, without torch and without this package."""
 
 import ast
+import hashlib
 import importlib.util
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +37,8 @@ def device(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 13, 3), dtype=np.uint8)
     for name in ("cat.jpg", "dog.jpg"):
         Image.fromarray(pixels).save(folder / name)
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "deep.png")
+    (folder / "empty").mkdir()
     return folder
 
 
@@ -53,8 +57,17 @@ def test_a_script_needs_nothing_that_a_device_lacks(name):
     assert roots - ALLOWED <= sys.stdlib_module_names
 
 
+@pytest.mark.parametrize("name", ["bench.py", "classify.py"])
+def test_a_script_is_python_as_devices_have_it(name):
+    """3.8 is what the older board supports ship."""
+    ast.parse((EXPORT / name).read_text(), feature_version=(3, 8))
+    assert "strict=" not in (EXPORT / name).read_text(), "zip has it from 3.10 on"
+
+
 def test_bench_prints_one_line_of_json(device):
-    done = _python(device, "bench.py", "model.onnx", "--repeats", "5", "--warmup", "1", "--batch", "3")
+    done = _python(
+        device, "bench.py", "model.onnx", "--repeats", "5", "--warmup", "1", "--batch", "3", "--json", "-"
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("\n") == 1
     found = json.loads(done.stdout)
@@ -63,11 +76,80 @@ def test_bench_prints_one_line_of_json(device):
     assert (found["threads"], found["batch"], found["repeats"]) == (1, 3, 5)
     assert found["runtime"].startswith("onnxruntime ") and found["cpu"]
     assert found["isa"] is None or isinstance(found["isa"], list)
+    assert set(found["versions"]) == {"python", "numpy", "onnxruntime"} and found["warmup"] == 1
+    assert found["sha256"] == hashlib.sha256((device / "model.onnx").read_bytes()).hexdigest()
+    assert found["quantized"] is False and found["load_ms"] > 0
+    if sys.platform == "linux":
+        assert 0 < found["runtime_mb"] <= found["memory_mb"]
     assert "ratio" not in found and "against" not in found
 
 
+def test_bench_prints_a_table_and_writes_the_same_as_json(device, tmp_path):
+    done = _python(
+        device, "bench.py", "model.onnx", "--repeats", "3", "--json", str(tmp_path / "device.json")
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    found = json.loads((tmp_path / "device.json").read_text())
+    header, row, *_ = done.stdout.splitlines()
+    assert re.split(r"\s{2,}", header) == [
+        "file",
+        "kind",
+        "p50 ms",
+        "p95 ms",
+        "load ms",
+        "memory MB",
+        "size kB",
+    ]
+    assert row.split()[:2] == ["model.onnx", "float"] and f"{found['p50_ms']:.3f}" in row
+    assert "1 thread, batch 1, median of 3 runs after 20" in done.stdout and np.__version__ in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of one process")
+def test_memory_is_that_of_the_process_that_runs_the_file_alone(device):
+    """A big program that starts it, as training is, must not be counted."""
+    code = (
+        "import subprocess, sys; held = bytearray(400_000_000)\n"
+        "done = subprocess.run([sys.executable, 'bench.py', 'model.onnx', '--against', 'model.float.onnx', "
+        "'--repeats=2', '--json=-'], capture_output=True, check=True)\n"
+        "print(len(held) and done.stdout.decode())"
+    )
+    found = json.loads(_python(device, "-c", code).stdout)
+    assert 0 < found["memory_mb"] < 300 and 0 < found["against"]["memory_mb"] < 300
+
+
+def _bench_script():
+    spec = importlib.util.spec_from_file_location("bench", EXPORT / "bench.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("integer_ms", "isa", "told", "untold"),
+    [
+        (0.5, [], None, None),
+        (1.0, [], None, None),
+        (1.5, ["avx2", "avx512f"], "no instructions that multiply and add 8-bit integers", None),
+        (1.5, ["asimd"], "no instructions that multiply and add 8-bit integers", None),
+        (1.5, ["avx2", "avx512_vnni"], "look which layers stayed float", "no instructions"),
+        (1.5, ["asimd", "asimddp"], "look which layers stayed float", "no instructions"),
+        (1.5, None, "integers take 1.50 times as long as floats", "no instructions"),
+    ],
+)
+def test_integers_that_are_slower_are_told_with_what_helps(integer_ms, isa, told, untold):
+    sides = [{"quantized": True, "p50_ms": integer_ms}, {"quantized": False, "p50_ms": 1.0}]
+    for order in (sides, sides[::-1]):
+        said = _bench_script().why_slower(order, isa)
+        assert (said is None) == (told is None)
+        assert said is None or (told in said and (untold is None or untold not in said))
+    alike = [{"quantized": True, "p50_ms": 9.0}, {"quantized": True, "p50_ms": 1.0}]
+    assert _bench_script().why_slower(alike, isa) is None
+
+
 def test_bench_times_two_files_in_turns(device):
-    done = _python(device, "bench.py", "model.onnx", "--against", "model.float.onnx", "--repeats", "5")
+    done = _python(
+        device, "bench.py", "model.onnx", "--against", "model.float.onnx", "--repeats=5", "--json=-"
+    )
     found = json.loads(done.stdout)
     assert found["against"]["file"] == "model.float.onnx"
     assert found["against"]["bytes"] == (device / "model.float.onnx").stat().st_size
@@ -75,9 +157,7 @@ def test_bench_times_two_files_in_turns(device):
 
 
 def test_the_files_take_turns_and_each_timed_run_follows_an_untimed_one():
-    spec = importlib.util.spec_from_file_location("bench", EXPORT / "bench.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = _bench_script()
     order = []
     runs = [lambda: order.append("a"), lambda: order.append("b")]
     times = bench._in_turns(runs, 3)
@@ -93,6 +173,13 @@ def test_the_files_take_turns_and_each_timed_run_follows_an_untimed_one():
         (["bench.py", "cat.jpg"], "cat.jpg is not a model that onnxruntime can load"),
         (["bench.py", "model.onnx", "--repeats", "0"], "expected a number of at least 1, found 0"),
         (["bench.py", "model.onnx", "--threads", "two"], "expected a whole number, found 'two'"),
+        (["classify.py", "model.onnx"], "expected images, or --accuracy with a folder of classes"),
+        (["classify.py", "model.onnx", "--accuracy", "nowhere"], "There is no folder nowhere."),
+        (
+            ["classify.py", "model.onnx", "--accuracy", "empty"],
+            "empty holds no images: expected empty/CLASS/IMAGE.",
+        ),
+        (["classify.py", "model.onnx", "deep.png"], "deep.png has more than 8 bits a channel"),
         (["classify.py", "none.onnx", "cat.jpg"], "There is no file none.onnx."),
         (["classify.py", "model.onnx", "none.jpg"], "There is no file none.jpg."),
         (["classify.py", "model.onnx", "bench.py"], "bench.py is not an image that can be read"),
@@ -141,13 +228,52 @@ def test_a_grey_model_takes_a_colour_picture(device, tmp_path):
 
 
 def test_the_commands_of_the_readme_run(device):
+    for name in ("cat", "dog"):
+        (device / "classes" / name).mkdir(parents=True)
+        (device / "classes" / name / "a.jpg").write_bytes((device / "cat.jpg").read_bytes())
     text = (EXPORT / "README.md").read_text()
     commands = re.findall(r"^python (\w+\.py .*)$", text, flags=re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         short = ["--repeats", "2"] if command.startswith("bench") else []
+        command = command.replace("path/to/images", "classes")
         done = _python(device, *command.split(), *short)
         assert done.returncode == 0, done.stderr
     [program] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     done = _python(device, "-c", program.replace("(1, 3, 32, 32)", "(1, 3, 8, 8)"))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("size", [8, 31])
+def test_a_picture_becomes_the_very_same_input_as_in_training(size, tmp_path):
+    """Bit by bit: the same resize, the same cut and the same roundings, or quantized inputs would differ."""
+    spec = importlib.util.spec_from_file_location("classify", EXPORT / "classify.py")
+    classify = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(classify)
+    draw = np.random.default_rng(0)
+    mean, std = (tuple(draw.uniform(0.2, 0.5, 3).tolist()) for _ in range(2))
+    told = deploy.image_metadata(image_shape=(3, size, size), mean=mean, std=std, classes=list("abcd"))
+    deploy.write(tiny_net(), tmp_path / "a.onnx", image_shape=(3, size, size), metadata=told)
+    classifier = classify.Classifier(tmp_path / "a.onnx")
+    data = replace(tiny_data(), mean=mean, std=std)
+    for number in range(40):
+        height, width = draw.integers(5, 70, 2)
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        wanted = data.normalise(package_images.decode_file(path, size)[None]).numpy()
+        found = classifier.prepare(classify.read_image(path))
+        assert found.dtype == np.float32 and np.array_equal(found, wanted)
+
+
+def test_classify_reads_preprocess_json_where_the_file_does_not_say(device, tmp_path):
+    for name in ("classify.py", "cat.jpg"):
+        (tmp_path / name).write_bytes((device / name).read_bytes())
+    deploy.write(tiny_net(), tmp_path / "model.onnx", image_shape=(3, 8, 8))
+    told = {"image_shape": [3, 8, 8], "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.25]}
+    (tmp_path / "preprocess.json").write_text(json.dumps({**told, "classes": ["cat", "dog", "Käse"]}))
+    done = _python(tmp_path, "-X", "utf8", "classify.py", "model.onnx", "cat.jpg", "--top=4")
+    said = _python(device, "-X", "utf8", "classify.py", "model.onnx", "cat.jpg", "--top=4")
+    assert done.returncode == 0 and done.stdout == said.stdout
+    (tmp_path / "preprocess.json").write_text("{")
+    done = _python(tmp_path, "classify.py", "model.onnx", "cat.jpg")
+    assert done.returncode == 2 and "preprocess.json cannot be read" in done.stderr

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from compress_aug.errors import RunFolderError
 from compress_aug.report import (
+    comparison,
     contract,
     drawing,
     read_report,
@@ -512,3 +513,16 @@ def test_the_report_is_read_without_torch_and_the_table_without_matplotlib() -> 
 
 def test_the_template_ships_beside_the_code() -> None:
     assert (Path(contract.__file__).parent / "page.html.j2").is_file()
+
+
+def test_the_steps_of_a_files_layers_are_told_in_one_line() -> None:
+    layers = [
+        {"layer": "stem", "quantizer": "relu", "max_steps": 1.0, "flipped": 3e-6, "values": 1_000_000},
+        {"layer": "fc", "quantizer": "", "max_steps": 0.01, "flipped": 0.0, "values": 10},
+    ]
+    export = contract.Export.model_validate({"layers": layers})
+    line = comparison.steps(export)
+    assert line is not None and "3 of" in line and "1 quantizer " in line and "by 1 step at most" in line
+    assert comparison.steps(contract.Export()) is None
+    told = comparison.steps(contract.Export.model_validate({"layers": layers, "diverging": "stem"}))
+    assert told == "from equal inputs, stem is the first layer that computes something else"

@@ -1,5 +1,6 @@
 """Targets: the shipped devices, a user's own file, and what each mistake is told as."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,34 @@ proxy: true
 
 
 def test_the_shipped_devices():
-    assert target_names() == ["host_cpu", "raspberry_pi_4"]
+    assert target_names() == ["generic_avx2", "host_cpu", "jetson", "raspberry_pi_4", "raspberry_pi_5"]
     assert sorted(path.stem for path in (shipped("export") / "targets").iterdir()) == target_names()
-    host, board = (load_target(name) for name in target_names())
-    assert (host.name, host.proxy, host.threads, host.round_to) == ("host_cpu", False, 1, 8)
-    assert (board.name, board.threads, board.int8_saturates) == ("raspberry_pi_4", 4, False)
+    found = {name: load_target(name) for name in target_names()}
+    assert all(name == target.name for name, target in found.items())
+    assert [name for name, target in found.items() if not target.proxy] == ["host_cpu"]
+    assert [name for name, target in found.items() if target.form == "tensorrt"] == ["jetson"]
+    assert {name for name, target in found.items() if target.int8_saturates} - {"host_cpu"} == {
+        "generic_avx2"
+    }
+    assert (found["host_cpu"].threads, found["host_cpu"].round_to) == (1, 8)
+    assert found["raspberry_pi_4"].threads == found["raspberry_pi_5"].threads == 4
+
+
+def test_every_key_is_explained():
+    """In the file that is there to be copied, on its own line, and in the class that checks it."""
+    text = (shipped("export") / "targets" / "host_cpu.yaml").read_text()
+    optional = {"itself"}
+    for key, field in Target.model_fields.items():
+        assert field.description, key
+        assert key in optional or re.search(rf"^{key}: .*  # \w", text, re.MULTILINE), key
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_a_target_written_out_is_the_same_target(name, tmp_path):
+    target = load_target(name)
+    (tmp_path / "target.yaml").write_text(target.as_yaml())
+    assert load_target(tmp_path / "target.yaml") == target
+    assert target.as_yaml().count("# ") >= len(target.model_dump(exclude_none=True))
 
 
 def test_a_file_of_the_users_own(tmp_path):
@@ -53,7 +77,10 @@ def test_a_target_cannot_be_changed():
     ("name", "sentence"),
     [
         ("host_cp", 'There is no target "host_cp": did you mean "host_cpu"?'),
-        ("toaster", 'There is no target "toaster": known are: host_cpu, raspberry_pi_4'),
+        (
+            "toaster",
+            'There is no target "toaster": known are: generic_avx2, host_cpu, jetson, raspberry_pi_4, raspberry_pi_5',
+        ),
         ("nowhere/pi.yaml", "There is no file nowhere/pi.yaml that describes a target."),
         ("pi.yaml", "There is no file pi.yaml that describes a target."),
     ],
@@ -70,6 +97,7 @@ def test_an_unknown_target_is_told(name, sentence):
         (("threads: 2", "threads: 0"), "line 4, threads: expected a number of at least 1, found 0"),
         (("threads: 2", "thread: 2"), 'line 4, thread: unknown key "thread": did you mean "threads"?'),
         (("runtime: onnxruntime", "runtime: tvm"), "line 3, runtime: expected"),
+        (("proxy: true", "proxy: true\nform: trt"), "line 8, form: expected"),
         (("int8_saturates: true", "int8_saturates: often"), "line 6, int8_saturates: expected true or false"),
         (("round_to: 16", "round_to: 16:"), "line 5: this is not YAML"),
         ((FILE, "- 1\n"), "expected keys and values that describe a target"),

@@ -9,9 +9,9 @@ from onnx import NodeProto, helper, numpy_helper
 
 Array = NDArray[Any]
 
-# Quantizers and what unpacks weights: nobody looks for one of these by its name.
+# Inside quantizers and what unpacks weights: nobody looks for one of these by its name.
 _NAMELESS = (
-    *("QuantizeLinear", "DequantizeLinear", "Clip"),
+    *("DequantizeLinear", "Clip"),
     *("Cast", "Div", "Mod", "Gather", "Slice", "Reshape"),
 )
 
@@ -132,7 +132,8 @@ class Graph:
                         names[place] = (
                             short[name] if name in short else short.setdefault(name, next(numbered))
                         )
-            if node.op_type in _NAMELESS:
+            # Of the quantizers, those keep a name that bear the one of a module.
+            if node.op_type in _NAMELESS or (node.op_type == "QuantizeLinear" and node.name.startswith("/")):
                 node.name = ""
         constants = {short.get(name, name): tensor for name, tensor in self._constants.items()}
         for name, tensor in constants.items():

@@ -28,20 +28,30 @@ def pack_weights(graph: Graph) -> int:
         if weights is None or weights.dtype not in (np.int8, np.uint8) or weights.size <= _WORTH_BYTES:
             continue
         values, digits = np.unique(weights, return_inverse=True)
-        digits_a_byte = int(math.log(256.5, max(len(values), 2)))
-        if digits_a_byte > 1 and weights.size - weights.size / digits_a_byte > _WORTH_BYTES:
-            _pack(graph, dequantize, values, digits.reshape(-1), digits_a_byte)
+        together = digits_a_byte(weights.size, len(values))
+        if together > 1:
+            _pack(graph, dequantize, values, digits.reshape(-1), together)
             packed += 1
     return packed
 
 
-def _pack(graph: Graph, dequantize: NodeProto, values: Array, digits: Array, digits_a_byte: int) -> None:
+def digits_a_byte(weights: int, values: int) -> int:
+    """How many of so many weights go into a byte, if they have so many different values; 1 where it is not worth it.
+
+    >>> [digits_a_byte(10_000, values) for values in (255, 16, 7, 3)], digits_a_byte(100, 3)
+    ([1, 2, 2, 5], 1)
+    """
+    digits = int(math.log(256.5, max(values, 2)))
+    return digits if weights - weights / digits > _WORTH_BYTES else 1
+
+
+def _pack(graph: Graph, dequantize: NodeProto, values: Array, digits: Array, together: int) -> None:
     """Replace the weight by its packed digits and the operators that unpack them."""
     weights = graph.constant(dequantize.input[0])
     assert weights is not None
     near = dequantize.input[0]
-    powers = len(values) ** np.arange(digits_a_byte)
-    rows = np.zeros((-(-digits.size // digits_a_byte), digits_a_byte), np.int64)
+    powers = len(values) ** np.arange(together)
+    rows = np.zeros((-(-digits.size // together), together), np.int64)
     rows.reshape(-1)[: digits.size] = digits
 
     def constant(value: Array) -> str:

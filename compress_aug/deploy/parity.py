@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compress_aug.deploy.graph import Array
 from compress_aug.deploy.runtime import Session
+from compress_aug.deploy.steps import MOST_IMAGES, LayerSteps, layer_steps
 from compress_aug.errors import ExportError, ParityError
 from compress_aug.surgery import copy_model
 
@@ -38,6 +39,10 @@ class Parity:
     disagreements:  how many of them got another class
     due_to_runtime: share of the disagreements (of the first 64) that go away with the runtime's optimizations
                     off, in [0, 1]; None without disagreements
+    layers:         how far each layer's values lie from the model's, in steps, from the model's own inputs; in
+                    the order of execution
+    wrong:          the first layer that is more than 1 step off even with the runtime's optimizations off: there
+                    the file itself differs. None if there is no such layer
     """
 
     max_abs_diff: float
@@ -47,12 +52,22 @@ class Parity:
     images: int
     disagreements: int
     due_to_runtime: float | None = None
+    layers: tuple[LayerSteps, ...] = ()
+    wrong: LayerSteps | None = None
+
+    @property
+    def diverging(self) -> LayerSteps | None:
+        """The first layer that is further off than rounding explains, None if all agree."""
+        return next((layer for layer in self.layers if layer.diverges), None)
 
     @property
     def holds(self) -> bool:
         """Whether the file may stand for the model."""
-        if not np.isfinite(self.max_abs_diff):
-            return False
+        return bool(np.isfinite(self.max_abs_diff)) and self.keeps_classes and self.wrong is None
+
+    @property
+    def keeps_classes(self) -> bool:
+        """Whether enough images get the class that the model gives them."""
         if self.images < SMALL_SPLIT:
             return self.disagreements <= MOST_DISAGREEMENTS
         return self.top1_agreement >= LEAST_AGREEMENT
@@ -64,6 +79,9 @@ def check_parity(model: nn.Module, path: Path, inputs: Iterable[tuple[Tensor, Te
     model:  as it was written, so the finalized one if `write` was given a `finalize`. It stays as it is
     inputs: batches of normalised float images (N, C, H, W) and their classes int64 (N,)
 
+    Classes are compared for all images; the values of each layer for up to 64 images of the first batch, from
+    equal inputs (see `steps.layer_steps`).
+
     Raises ExportError if the file cannot be run or there are no images, ParityError if the logits of the two
     have different shapes.
 
@@ -74,13 +92,22 @@ def check_parity(model: nn.Module, path: Path, inputs: Iterable[tuple[Tensor, Te
     reference = copy_model(model).cpu().float().eval()
     session = Session(path, threads=torch.get_num_threads())
     tally = _Tally()
+    first: Tensor | None = None
     for images, targets in inputs:
         images = images.cpu().float()
+        if first is None:
+            # Spread over the batch: the images of a folder come class by class.
+            first = images[:: max(1, len(images) // MOST_IMAGES)].clone()
         with torch.no_grad():
             expected = reference(images).numpy()
         tally.add(images.numpy(), targets.cpu().numpy(), expected, session.run(images.numpy()))
-    if not tally.images:
+    if first is None or not tally.images:
         raise ExportError(f"There are no images to compare {path} with its model on.")
+    layers = layer_steps(reference, path, first)
+    wrong = None
+    if any(layer.diverges for layer in layers):
+        plain = layer_steps(reference, path, first, optimize=False)
+        wrong = next((layer for layer in plain if layer.is_wrong), None)
     return Parity(
         max_abs_diff=tally.largest,
         top1_agreement=1 - tally.disagreements / tally.images,
@@ -89,13 +116,17 @@ def check_parity(model: nn.Module, path: Path, inputs: Iterable[tuple[Tensor, Te
         images=tally.images,
         disagreements=tally.disagreements,
         due_to_runtime=_due_to_runtime(path, tally),
+        layers=layers,
+        wrong=wrong,
     )
 
 
 def require(parity: Parity) -> None:
     """Accept the file, or raise ParityError that says how far it is off and where to look.
 
-    At least 99.5 % of the images must keep their class; of fewer than 400 images, all but two.
+    At least 99.5 % of the images must keep their class; of fewer than 400 images, all but two. And no layer of
+    the file itself, computed from the model's own inputs as it is written, may be more than 1 step off. What the
+    runtime's integer kernels add to that on this machine (see `Parity.diverging`) is judged by the classes only.
     """
     if parity.holds:
         return
@@ -103,6 +134,11 @@ def require(parity: Parity) -> None:
         raise ParityError(
             "Logits of the model or of its file are not numbers: look for weights that are none, or for a "
             "quantizer whose scale is zero."
+        )
+    if parity.keeps_classes:
+        raise ParityError(
+            f"The file computes something else than the model, first in layer {parity.wrong}, from equal inputs "
+            f"and with the runtime's optimizations off. {_REMEDY}"
         )
     wanted = f"at least {LEAST_AGREEMENT:.1%} must agree"
     if parity.images < SMALL_SPLIT:
@@ -114,16 +150,21 @@ def require(parity: Parity) -> None:
     )
 
 
+_REMEDY = "Finalize a quantized model before it is written, and write a model again that was changed since."
+
+
 def _blame(parity: Parity) -> str:
+    found = (
+        "From equal inputs all layers agree, so that rounding adds up on the way." if parity.layers else ""
+    )
+    if (first := parity.wrong or parity.diverging) is not None:
+        found = f"The first layer that diverges, from equal inputs, is {first}."
     if parity.due_to_runtime is None:
-        return ""
+        return found
     shown = f"{parity.due_to_runtime:.0%} of these are right with the runtime's optimizations off"
     if parity.due_to_runtime > 0.5:
-        return f"{shown}: its integer kernels round some sums the other way."
-    return (
-        f"{shown}: the file itself differs; finalize a quantized model before it is written, and write a model "
-        "again that was changed since."
-    )
+        return f"{shown}: its integer kernels round some sums the other way. {found}"
+    return f"{shown}: the file itself differs. {found} {_REMEDY}"
 
 
 @dataclass

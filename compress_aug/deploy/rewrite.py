@@ -6,6 +6,8 @@ because a Clip or Relu stands between a layer and its quantizer, or because a we
 Every function here takes one such obstacle away, exactly, and returns in how many places.
 """
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import onnx
 from onnx import NodeProto
@@ -14,32 +16,71 @@ from compress_aug.deploy.biases import integer_biases
 from compress_aug.deploy.graph import Graph, lift_constants
 from compress_aug.deploy.grid import DEQUANTIZE, QUANTIZE, Grid, clip_bounds, grid_of
 from compress_aug.deploy.packing import pack_weights
+from compress_aug.deploy.signed import check_weights, signed_activations
+from compress_aug.errors import ExportError
 
 # int8 and uint8 differ by this shift, in values, bounds and zero points alike.
 _SHIFT = 128
 
 
-def rewrite(model: onnx.ModelProto, *, pack: bool = True) -> onnx.ModelProto:
+def rewrite(
+    model: onnx.ModelProto,
+    *,
+    pack: bool = True,
+    watch: Callable[[str, int, onnx.ModelProto], None] | None = None,
+) -> onnx.ModelProto:
     """Every rewrite, in the order in which they serve each other; `pack`: see `pack_weights`.
+
+    watch: told after each rewrite that did something its name, in how many places it did, and the graph as it
+           is then (see `proof.RewriteProof`)
 
     Takes the model over. A graph with control flow (If, Loop) is left as it is.
     """
     graph = Graph(lift_constants(model))
     if graph.has_subgraphs:
         return graph.finish()
-    drop_identities(graph)
-    fold_weight_clips(graph)
-    unsigned_activations(graph)
+    for name, places in _rewrites(graph, pack):
+        if watch is not None and places:
+            watch(name, places, graph.finish())
+    graph.shorten_names()
+    return graph.finish()
+
+
+def _rewrites(graph: Graph, pack: bool) -> Iterator[tuple[str, int]]:
+    """Do one rewrite after the other: the name of each, and in how many places it did something."""
+    yield "drop_identities", drop_identities(graph)
+    yield "fold_weight_clips", fold_weight_clips(graph)
+    yield "unsigned_activations", unsigned_activations(graph)
     # Again as long as it does something, for one clamp behind another.
-    while clamp_as_integers(graph):
-        pass
-    drop_idle_clips(graph)
-    drop_requantization(graph)
-    while move_data_as_integers(graph) + drop_requantization(graph):
-        pass
-    integer_biases(graph)
+    yield "clamp_as_integers", sum(iter(lambda: clamp_as_integers(graph), 0))
+    yield "drop_idle_clips", drop_idle_clips(graph)
+    yield "drop_requantization", drop_requantization(graph)
+    moving = iter(lambda: move_data_as_integers(graph) + drop_requantization(graph), 0)
+    yield "move_data_as_integers", sum(moving)
+    yield "integer_biases", integer_biases(graph)
     if pack:
-        pack_weights(graph)
+        yield "pack_weights", pack_weights(graph)
+
+
+def rewrite_for_tensorrt(
+    model: onnx.ModelProto, *, watch: Callable[[str, int, onnx.ModelProto], None] | None = None
+) -> onnx.ModelProto:
+    """The graph as TensorRT takes it: quantizers signed and symmetric around floats, and nothing moved between them.
+
+    watch: see `rewrite`
+
+    Takes the model over. Biases stay float, weights are not packed: TensorRT has no operators for either.
+
+    Raises ExportError for what TensorRT cannot hold, with what to do.
+    """
+    graph = Graph(lift_constants(model))
+    if graph.has_subgraphs:
+        raise ExportError("The model has control flow (If, Loop), whose quantizers cannot be made signed.")
+    for rewrite_once in (drop_identities, fold_weight_clips, signed_activations):
+        places = rewrite_once(graph)
+        if watch is not None and places:
+            watch(rewrite_once.__name__, places, graph.finish())
+    check_weights(graph)
     graph.shorten_names()
     return graph.finish()
 
@@ -122,7 +163,9 @@ def clamp_as_integers(graph: Graph) -> int:
     folded = 0
     for clamp in graph.nodes("Relu", "Clip"):
         bounds = (0.0, np.inf) if clamp.op_type == "Relu" else clip_bounds(graph, clamp)
-        quantizers = graph.readers(clamp.output[0])
+        # A clamp behind this one that was folded already still reads it, but is read by nothing.
+        readers = graph.readers(clamp.output[0])
+        quantizers = [node for node in readers if node.op_type == QUANTIZE or _is_read(graph, node)]
         grids = [grid_of(graph, node) for node in quantizers if node.op_type == QUANTIZE]
         scalar = [grid for grid in grids if grid is not None and grid.scale.ndim == 0]
         if bounds is None or not scalar or len(scalar) != len(quantizers):
@@ -134,6 +177,10 @@ def clamp_as_integers(graph: Graph) -> int:
             _bound_integers(graph, quantize, grid, (grid.nearest(bounds[0]), grid.nearest(bounds[1])))
         folded += 1
     return folded
+
+
+def _is_read(graph: Graph, node: NodeProto) -> bool:
+    return any(graph.is_output(tensor) or graph.readers(tensor) for tensor in node.output)
 
 
 def _bound_integers(graph: Graph, quantize: NodeProto, grid: Grid, bounds: tuple[int, int]) -> None:
@@ -200,7 +247,18 @@ def drop_requantization(graph: Graph) -> int:
 
 # Operators that only move values about, so that they may as well move integers. MaxPool belongs here because
 # dequantizing keeps the order; what it pads with is never the largest.
-_MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Split", "Concat", "Slice")
+_MOVES = (
+    "Transpose",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "MaxPool",
+    "Split",
+    "Concat",
+    "Slice",
+    "Gather",
+)
 
 
 def move_data_as_integers(graph: Graph) -> int:

@@ -1,9 +1,11 @@
 """A file opened in ONNX Runtime on the CPU, with what can go wrong told in a sentence."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ from compress_aug.errors import ExportError
 
 
 class Session:
-    """A file that is ready to run.
+    """A file that is ready to run; or a graph that is no file.
 
     threads:   that one layer may use
     optimize:  whether the runtime may fuse and reorder
@@ -22,9 +24,14 @@ class Session:
     """
 
     def __init__(
-        self, path: Path, *, threads: int = 1, optimize: bool = True, optimized: Path | None = None
+        self,
+        model: Path | onnx.ModelProto,
+        *,
+        threads: int = 1,
+        optimize: bool = True,
+        optimized: Path | None = None,
     ) -> None:
-        self.path = path
+        self.name = str(model) if isinstance(model, Path) else "the graph"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # 3: errors only. Warnings go to the terminal past Python, and tell of nothing a user could change.
@@ -34,13 +41,14 @@ class Session:
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        if not path.is_file():
-            raise ExportError(f"There is no file {path}.")
+        if isinstance(model, Path) and not model.is_file():
+            raise ExportError(f"There is no file {model}.")
+        given = model if isinstance(model, Path) else model.SerializeToString()
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         # The runtime raises one class for each of its status codes, all of them plain Exceptions.
         except Exception as error:
-            raise ExportError(f"ONNX Runtime cannot load {path}: {_reason(error)}.") from error
+            raise ExportError(f"ONNX Runtime cannot load {self.name}: {_reason(error)}.") from error
         self._input = self._session.get_inputs()[0].name
 
     @property
@@ -53,13 +61,21 @@ class Session:
 
         Raises ExportError if the runtime refuses them.
         """
+        return self.run_all({self._input: inputs})[0]
+
+    def run_all(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Every output, in the order of the graph, of all inputs by their names.
+
+        Raises ExportError if the runtime refuses them.
+        """
         try:
-            logits = self._session.run(None, {self._input: inputs})[0]
+            outputs = self._session.run(None, dict(inputs))
         except Exception as error:
+            shapes = ", ".join(str(value.shape) for value in inputs.values())
             raise ExportError(
-                f"ONNX Runtime cannot run {self.path} on inputs of shape {inputs.shape}: {_reason(error)}."
+                f"ONNX Runtime cannot run {self.name} on inputs of shape {shapes}: {_reason(error)}."
             ) from error
-        return np.asarray(logits)
+        return [np.asarray(output) for output in outputs]
 
 
 def _reason(error: Exception) -> str:

@@ -4,15 +4,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper
-from torch import nn
+from torch import Tensor, nn
 
 from compress_aug.deploy.exporter import export_graph, is_brevitas
-from compress_aug.deploy.rewrite import rewrite
+from compress_aug.deploy.graph import Array
+from compress_aug.deploy.naming import name_nodes
+from compress_aug.deploy.proof import PROOF_IMAGES, Rewrite, RewriteProof
+from compress_aug.deploy.rewrite import rewrite, rewrite_for_tensorrt
 from compress_aug.deploy.runtime import Session
 from compress_aug.errors import ExportError
 from compress_aug.folders import written_whole
@@ -23,12 +27,14 @@ from compress_aug.surgery import copy_model, fold_masks
 class Written:
     """How a file was written.
 
-    opset: the version of the ONNX operators in it
-    notes: one sentence for each thing that differs from what was asked for
+    opset:    the version of the ONNX operators in it
+    notes:    one sentence for each thing that differs from what was asked for
+    rewrites: what was done to a quantized graph, and by how much each of it moved a logit (0: exact)
     """
 
     opset: int
     notes: tuple[str, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
 
 
 def write(
@@ -40,6 +46,8 @@ def write(
     finalize: Callable[[nn.Module], nn.Module] | None = None,
     opset: int = 13,
     pack: bool = True,
+    form: Literal["onnxruntime", "tensorrt"] = "onnxruntime",
+    images: Tensor | None = None,
 ) -> Written:
     """Write a float or a Brevitas model as an ONNX file: input `input` (N, C, H, W), output `logits` (N, K).
 
@@ -50,29 +58,46 @@ def write(
                  needs 14 and gets it; the result says so
     pack:        store weights of 4 bits and fewer several to a byte, which the runtime unpacks when it loads
                  the file; False for a runtime that cannot
+    form:        whose integer kernels a quantized model is written for. "tensorrt": signed integers with zero
+                 points 0 between QuantizeLinear and DequantizeLinear, biases in float, nothing packed; values
+                 that are never negative must have 7 bits or fewer for it
+    images:      normalised float images (N, C, H, W), a few of which prove that no rewrite moves a number;
+                 without them, noise does
 
-    The model itself stays as it is. Masks become zeros in the file. A quantized model is rewritten so that
-    the runtime finds its integer kernels. The file appears whole, and only after it ran on one and on two
-    images; whether it computes what the model computes is what `check_parity` says.
+    The model itself stays as it is. Masks become zeros in the file. Layers and quantizers in the file bear the
+    names of their modules. A quantized model is rewritten so that the runtime finds its integer kernels, and
+    after each rewrite the outputs must be, to the last bit, those of the graph before. The file appears whole,
+    and only after it ran on one and on two images; whether the runtime then computes what the model computes
+    is what `check_parity` says.
 
     Raises ExportError if the model cannot be traced, has an operator that ONNX lacks, returns anything but
-    logits, or fixes the number of images; or if the file cannot be written.
+    logits, or fixes the number of images; if its quantizers do not fit the form; or if the file cannot be
+    written. Raises ParityError, naming the rewrite, if one changed an output.
 
     >>> from compress_aug.deploy import write
     >>> write(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)), Path("model.onnx"), image_shape=(3, 4, 4))
-    Written(opset=13, notes=())
+    Written(opset=13, notes=(), rewrites=())
     """
     final = copy_model(model).cpu().float().eval()
     if finalize is not None:
         final = finalize(final).eval()
     final = fold_masks(final)
-    graph, used, note = export_graph(final, torch.zeros(1, *image_shape), opset)
+    example = torch.zeros(1, *image_shape)
+    graph, used, note = export_graph(final, example, opset)
     if len(graph.graph.output) != 1:
         raise ExportError(
             f"The model must return one tensor of logits, but it returns {len(graph.graph.output)} tensors."
         )
+    name_nodes(graph, final, example)
+    notes: list[str] = [note] if note else []
+    rewrites: tuple[Rewrite, ...] = ()
     if is_brevitas(final):
-        graph = rewrite(graph, pack=pack)
+        proof = RewriteProof(graph, _proof_images(images, image_shape))
+        if form == "tensorrt":
+            graph = rewrite_for_tensorrt(graph, watch=proof)
+        else:
+            graph = rewrite(graph, pack=pack, watch=proof)
+        notes, rewrites = notes + proof.notes, tuple(proof.rewrites)
     graph.producer_name = "compress_aug"
     helper.set_model_props(graph, {key: str(value) for key, value in (metadata or {}).items()})
     try:
@@ -81,7 +106,13 @@ def write(
             _check_runs(temporary, image_shape)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
-    return Written(used, (note,) if note else ())
+    return Written(used, tuple(notes), rewrites)
+
+
+def _proof_images(images: Tensor | None, image_shape: tuple[int, int, int]) -> Array:
+    if images is None:
+        images = torch.randn(PROOF_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0))
+    return images[:PROOF_IMAGES].cpu().float().numpy()
 
 
 def _check_runs(path: Path, image_shape: tuple[int, int, int]) -> None:

@@ -29,6 +29,12 @@ def rows(report: Report, export: Export) -> list[Row]:
         Row("size, gzipped", words.ABSENT, words.ABSENT, gzipped, words.ABSENT, words.ABSENT),
         _latency("p50", original.latency_ms, export),
         _latency("p95", original.latency_ms, export),
+        _row(
+            "memory, peak",
+            words.megabytes,
+            (None, export.float_memory_mb, export.memory_mb),
+            ("less", "more"),
+        ),
         Row(
             "test accuracy",
             words.percent(original.accuracy),
@@ -59,6 +65,23 @@ def parity(export: Export) -> str:
     return (
         f"{same}, max |difference| {words.difference(export.max_abs_diff)}"
         f"{model if export.model_accuracy is not None else ''}"
+    )
+
+
+def steps(export: Export) -> str | None:
+    """How far the layers of a quantized file lie from the model's, in one line; None where that is unknown."""
+    known = [layer for layer in export.layers if layer.quantizer and layer.max_steps is not None]
+    if export.diverging:
+        return f"from equal inputs, {export.diverging} is the first layer that computes something else"
+    if not known:
+        return None
+    values = sum(layer.values or 0 for layer in known)
+    flips = sum((layer.flipped or 0) * (layer.values or 0) for layer in known)
+    largest = max(layer.max_steps or 0 for layer in known)
+    places = f"{len(known)} quantizer{'s' * (len(known) != 1)}"
+    furthest = f"{largest:.3g} step{'s' * (largest != 1)} at most"
+    return (
+        f"from equal inputs, {round(flips)} of {words.short(values)} values at {places} differ, by {furthest}"
     )
 
 

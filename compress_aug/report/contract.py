@@ -97,6 +97,16 @@ class Stage(_Part):
         return self.title or self.word or "(unnamed)"
 
 
+class LayerSteps(_Part):
+    """How far a layer of the file is from the model, from equal inputs; `max_steps` null: infinitely."""
+
+    layer: Words | None = None
+    quantizer: Words | None = None
+    max_steps: float | None = None
+    flipped: float | None = None
+    values: Count | None = None
+
+
 class Export(_Part):
     """One ONNX file; `float_*` is the same net with its quantizers off."""
 
@@ -111,11 +121,16 @@ class Export(_Part):
     max_abs_diff: float | None = None
     top1_agreement: float | None = None
     images: Count | None = None
+    layers: Rows[LayerSteps] = []
+    diverging: Words | None = None
     integer_layers: Count | None = None
     float_layers: Count | None = None
     stayed_float: Rows[tuple[Words | None, Words | None, Words | None]] = []
     latency_ms: Latency | None = None
     float_latency_ms: Latency | None = None
+    memory_mb: float | None = None
+    float_memory_mb: float | None = None
+    slower: Words | None = None
     proxy: bool | None = None
     threads: Count | None = None
     misses: Rows[Words] = []

@@ -116,10 +116,14 @@ def _export(report: Report, export: Export) -> list[RenderableType]:
 
 def _lines(report: Report, export: Export) -> RenderableType:
     lines = [("parity", comparison.parity(export))]
+    if (steps := comparison.steps(export)) is not None:
+        lines.append(("", steps))
     lines.append(("layers", words.layers(export.integer_layers, export.float_layers)))
     lines += [("", line) for line in comparison.stayed_float(export)]
     if export.latency_ms:
         lines.append(("latency", comparison.timed(report, export)))
+    if export.slower:
+        lines.append(("", export.slower))
     lines += [("BUDGET MISSED", miss) for miss in export.misses]
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, line in lines:

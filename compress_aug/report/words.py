@@ -67,6 +67,15 @@ def size(bytes_: int | None) -> str:
     return short(bytes_, "B")
 
 
+def megabytes(value: float | None) -> str:
+    """Memory in 10^6 bytes, with three digits.
+
+    >>> megabytes(68.75), megabytes(None)
+    ('68.8 MB', '-')
+    """
+    return f"{_three_digits(value)} MB" if value is not None and math.isfinite(value) else _not_finite(value)
+
+
 def milliseconds(value: float | None) -> str:
     """A latency, with three digits.
 

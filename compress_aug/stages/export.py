@@ -2,7 +2,7 @@
 
 import gzip
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,17 +21,28 @@ class Limits(Part):
 
     latency_ms: float | None = Field(None, gt=0, description="median, one image, on the target's runtime")
     size_mb: float | None = Field(None, gt=0, description="the file, in 10^6 bytes")
+    memory_mb: float | None = Field(
+        None,
+        gt=0,
+        description="the most that a process holds which runs the file, Python included, 10^6 bytes",
+    )
     accuracy: float | None = Field(None, ge=0, le=1, description="of the file on the test split, at least")
 
     def misses(self, row: dict[str, Any]) -> list[str]:
         """One sentence for each limit that the exported file misses."""
         latency, size = row["latency_ms"]["p50"], row["bytes"] / 1e6
+        proxy = f" (measured on this host, a proxy for {row['target']})" if row["proxy"] else ""
         found = []
         if self.latency_ms is not None and latency > self.latency_ms:
-            proxy = f" (measured on this host, a proxy for {row['target']})" if row["proxy"] else ""
             found.append(f"latency_ms is {latency:.3g}, at most {self.latency_ms:g} is allowed{proxy}")
         if self.size_mb is not None and size > self.size_mb:
             found.append(f"size_mb is {size:.3g}, at most {self.size_mb:g} is allowed")
+        if self.memory_mb is not None:
+            memory = row["memory_mb"]
+            if memory is None:
+                found.append("memory_mb is not known: this system does not tell what a process holds")
+            elif memory > self.memory_mb:
+                found.append(f"memory_mb is {memory:.4g}, at most {self.memory_mb:g} is allowed{proxy}")
         if self.accuracy is not None and row["accuracy"] < self.accuracy:
             found.append(f"accuracy is {row['accuracy']:.4f}, at least {self.accuracy:g} is wanted")
         return found
@@ -44,6 +55,7 @@ class Export(Stage):
 
     file: str = Field("model.onnx", description="name within the run's folder")
     budget: Limits = Limits()
+    kit: bool = Field(False, description="also make a folder for the device, named after the file: model.kit")
 
     @field_validator("file")
     @classmethod
@@ -77,6 +89,10 @@ class Export(Stage):
 
         model = quantization.finalize(state.model) if quantization.is_quantized(state.model) else state.model
         row = export_model(model, setup, setup.folder / self.file)
+        if self.kit:
+            kit = PurePosixPath(self.file).with_suffix(".kit")
+            write_kit_of(row, setup, setup.folder / kit)
+            row["kit"] = str(kit)
         row["misses"] = self.budget.misses(row)
         # A miss fails the run, but only after everything is written: the walk raises at its end.
         setup.record("export", row)
@@ -104,8 +120,10 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
     final = copy_model(model).cpu().eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     unproven = path.with_suffix(".unproven.onnx")
-    write = partial(deploy.write, image_shape=setup.data.image_shape, metadata=setup.metadata)
-    for line in write(final, unproven).notes:
+    shape, form = setup.data.image_shape, setup.target.form
+    write = partial(deploy.write, image_shape=shape, metadata=setup.metadata, form=form)
+    written = write(final, unproven, images=next(iter(_test_batches(setup)))[0])
+    for line in written.notes:
         setup.note(line)
     parity = deploy.check_parity(final, unproven, _test_batches(setup))
     if not setup.rehearsal:
@@ -136,6 +154,11 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
         "max_abs_diff": parity.max_abs_diff,
         "top1_agreement": parity.top1_agreement,
         "images": parity.images,
+        "disagreements": parity.disagreements,
+        "rewrites": [asdict(rewrite) for rewrite in written.rewrites],
+        "layers": [_finite(asdict(layer)) for layer in parity.layers],
+        # Not a note of the stage: it depends on the processor, and notes are the same in every run.
+        "diverging": None if parity.diverging is None else parity.diverging.layer,
         "integer_layers": audit.integer_layers,
         "float_layers": audit.float_layers,
         # Of a float model all layers are float, which is no news.
@@ -145,7 +168,28 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
             "p50": times.against_p50_ms if quantized else times.p50_ms,
             "p95": times.against_p95_ms if quantized else times.p95_ms,
         },
+        "memory_mb": times.memory_mb,
+        "float_memory_mb": times.against_memory_mb if quantized else times.memory_mb,
+        # Not a note of the stage: it depends on what else the machine does, and notes are the same in every run.
+        "slower": times.note,
+        "runtime": times.runtime,
+        "cpu": times.cpu,
+        "isa": None if times.isa is None else list(times.isa),
     }
+
+
+def write_kit_of(row: dict[str, Any], setup: Setup, folder: Path) -> None:
+    """Make a folder for the device of an exported file, with the same net in float if there is one."""
+    from compress_aug import deploy
+
+    path, float_path = (setup.folder / row[key] for key in ("file", "float_file"))
+    other = None if float_path == path else float_path
+    deploy.write_kit(path, folder, target=setup.target, float_path=other)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no infinity.
+    return {key: None if value == float("inf") else value for key, value in row.items()}
 
 
 def _test_batches(setup: Setup) -> Any:
