@@ -68,6 +68,7 @@ _PUBLIC = {
     "read_pba_log": "compress_aug.policies",
     "read_schedule": "compress_aug.policies",
     "redraw": "compress_aug.pruning",
+    "reestimate_batch_norms": "compress_aug.quantization",
     "run": "compress_aug.running",
     "soft_label_loss": "compress_aug.distill",
     "surgery_log": "compress_aug.surgery",

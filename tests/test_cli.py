@@ -433,6 +433,25 @@ def test_sensitivity(call, workplace):
     assert [(layer["name"], layer["already"]) for layer in found["layers"]] == [("4", 1)]
     assert found["bears"] == {"4": 0.9}
 
+    arguments = ["--stage", "1", "--bits", "8,2", "--json", "b.json", "--out", "b.png", "--tolerance", "50"]
+    for more, kind in (([], "bits"), (["--activations"], "bits with inputs")):
+        code, out, err = call("sensitivity", "runs/s", *arguments, *more)
+        assert (
+            (code, err) == (0, "")
+            and "8 bits" in out
+            and "the fewest bits that cost at most 50 points" in out
+        )
+        found = json.loads(Path("b.json").read_text())
+        assert found["kind"] == kind and found["amounts"] == [8, 2]
+        assert "weights and inputs of one layer" in out if more else "the weights of one layer" in out
+        for layer in found["layers"]:
+            row = next(line.split() for line in out.splitlines() if line.split()[:1] == [layer["name"]])
+            told = zip(layer["accuracies"], layer["cross_entropies"], strict=True)
+            grown = [
+                (f"{100 * right:.1f}", f"{loss - found['base_cross_entropy']:+.3f}") for right, loss in told
+            ]
+            assert row[6:10] == [word for pair in grown for word in pair]
+
     folders(workplace)
     (workplace / "mine.json").write_text("{}")
     (workplace / "unfinished").mkdir()
@@ -444,6 +463,11 @@ def test_sensitivity(call, workplace):
         (["runs/s", "--stage", "3"], "--stage 3: the finished stages of runs/s are 0 to 2"),
         (["runs/s", "--sparsities", "0.5,1"], "from 0 to below 1; found 1.0"),
         (["runs/s", "--sparsities", "50%"], "such as 0.5,0.8"),
+        (["runs/s", "--bits", "8"], "quantized already"),
+        (["runs/s", "--stage", "0", "--bits", "8,9"], "from 2 to 8; found 9"),
+        (["runs/s", "--stage", "0", "--bits", "4.5"], "expected whole numbers from 2 to 8"),
+        (["runs/s", "--bits", "8", "--sparsities", "0.5"], "give one of them"),
+        (["runs/s", "--activations"], "--activations goes with --bits"),
         (["runs/s", "--layers", "QuantConv"], 'did you mean "QuantConv2d"?'),
         (["runs/s", "--data", "{name: digits, validation: 0}"], "digits has no validation images"),
         (["runs/s", "--data", "cifar"], "there is no data set"),

@@ -428,7 +428,7 @@ def test_hooks_of_the_float_model_do_not_move_into_the_graph() -> None:
 
 
 def test_ends_and_groups_on_the_graph_alone() -> None:
-    graph_model = traced(Shuffle().eval())
+    graph_model, _ = traced(Shuffle().eval())
     fold_batch_norms(graph_model)
     flow = Flow(graph_model, images(1))
     assert first_layers(flow) == {"stem.0"} and last_layers(flow) == {"fc"}
@@ -702,7 +702,7 @@ def test_eight_bits_keep_the_accuracy_and_training_wins_back_two_bits() -> None:
         ({"weights": 9}, r"weights must be 2 to 8 bits or None for float, found 9"),
         ({"activations": 1}, r"activations must be 2 to 8 bits or None for float, found 1"),
         ({"weights": True}, r"weights must be 2 to 8 bits or None for float, found True"),
-        ({"first_and_last": None}, r"first_and_last must be 2 to 8 bits or 'float' for float, found None"),
+        ({"first_and_last": 1}, r"first_and_last must be 2 to 8 bits or 'float' for float, found 1"),
         ({"weights": None, "activations": None}, r"both None"),
         ({"calibration": []}, r"calibration holds no batch"),
         (
@@ -743,28 +743,6 @@ def test_quantizing_twice_is_refused() -> None:
         quantized(quantized(tiny_net()))
 
 
-class Inner(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return -x if x.sum() > 0 else x
-
-
-class ModeDependent(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if self.training else x
-
-
-class OwnConvolution(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.conv2d(x, self.weight * 2, self.bias)
-
-
-class HiddenWrite(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        half = x[:, :2]
-        half += 1
-        return x
-
-
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -773,10 +751,6 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
-        (Inner(), r'torch.fx cannot follow module "1"'),
-        (ModeDependent(), r'Module "1" computes something else in training than in evaluation'),
-        (OwnConvolution(4, 4, 1), r'Module "1" calls conv2d itself'),
-        (HiddenWrite(), r"does not compute what the model does"),
         (
             parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
             r'weight of layer "1" is computed by something other',

@@ -157,12 +157,13 @@ def test_the_model_that_was_given_is_left_alone(tmp_path):
 
 
 def comparable(report):
-    """The report less what a clock or a second file name decides."""
+    """The report less what a clock, the memory of a process or a second file name decides."""
 
     def clean(value):
         if isinstance(value, dict):
-            clock = ("seconds", "images_per_second", "latency_ms", "float_latency_ms")
-            return {key: clean(inner) for key, inner in value.items() if key not in clock}
+            clock = ("seconds", "images_per_second", "latency_ms", "float_latency_ms", "slower")
+            memory = ("memory_mb", "float_memory_mb")
+            return {key: clean(inner) for key, inner in value.items() if key not in clock + memory}
         return [clean(inner) for inner in value] if isinstance(value, list) else value
 
     return clean(report)

@@ -1,5 +1,6 @@
-"""Sensitivity against `mask_smallest` on a copy, by hand; the model stays as it is; what is derived, drawn, refused."""
+"""Sensitivity against a changed copy, by hand; bits against every choice; the model stays; what is drawn, refused."""
 
+import itertools
 from contextlib import contextmanager
 
 import numpy as np
@@ -7,17 +8,29 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.utils import parametrizations
 from toys import TinyResidual, tiny_data, tiny_net
 
 from compress_aug import measure
-from compress_aug.errors import DataError, PruneError
+from compress_aug.errors import DataError, PruneError, QuantizeError
 from compress_aug.pictures.sensitivity_drawing import draw_sensitivity
 from compress_aug.pruning import mask_smallest
 from compress_aug.quantization import quantize
-from compress_aug.sensitivity import Change, LayerScan, Sensitivity, scan, scan_pruning
+from compress_aug.quantization.calibrate import Magnitudes
+from compress_aug.sensitivity import (
+    Change,
+    LayerScan,
+    Sensitivity,
+    choose,
+    choose_bits,
+    scan,
+    scan_bits,
+    scan_pruning,
+)
+from compress_aug.sensitivity.bits import rounded_weight
 from compress_aug.sensitivity.prune import masked
 from compress_aug.sensitivity.scan import layer_macs
-from compress_aug.surgery import copy_model, surgery_log
+from compress_aug.surgery import copy_model, make_permanent, surgery_log
 
 GRID = (0.3, 0.6, 0.9)
 DATA = tiny_data(validation=48)
@@ -59,6 +72,13 @@ def accuracy(model):
     return measure.accuracy(model, DATA.validation.batches(20), DATA.normalise)
 
 
+def cross_entropy(model):
+    everything = next(iter(DATA.validation.batches(48)))
+    with torch.no_grad():
+        logits = copy_model(model).eval()(DATA.normalise(everything.images))
+    return float(nn.functional.cross_entropy(logits, everything.targets))
+
+
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_each_number_is_that_of_masking_one_layer_of_a_copy(dense, subject):
     model = SUBJECTS[subject](copy_model(dense)).eval()
@@ -74,6 +94,7 @@ def test_each_number_is_that_of_masking_one_layer_of_a_copy(dense, subject):
                 mask_smallest(one, sparsity)
             assert has == (place < layer.already)
             assert layer.accuracies[place] == accuracy(by_hand), (layer.name, sparsity)
+            assert layer.cross_entropies[place] == pytest.approx(cross_entropy(by_hand), rel=1e-5)
     assert len({one for layer in found.layers for one in layer.accuracies}) > 2, "else nothing was told apart"
     assert any(layer.already for layer in found.layers) == ("masked" in subject)
 
@@ -103,7 +124,9 @@ def test_a_layer_does_not_depend_on_the_others_nor_on_the_rest_of_the_grid(dense
     found = scanned(dense)
     assert scanned(dense) == found
     alone = scanned(dense, (0.6,), ["f*"])
-    assert alone.layers == (LayerScan("fc", 32, 32, 0.0, accuracies=(found.layers[2].accuracies[1],)),)
+    fc = found.layers[2]
+    one = LayerScan("fc", 32, 32, 0.0, (fc.accuracies[1],), cross_entropies=(fc.cross_entropies[1],))
+    assert alone.layers == (one,)
     assert alone.macs == found.macs
     assert [layer.name for layer in scanned(dense, (0.6,), ["Conv2d"]).layers] == ["stem", "conv"]
     assert scanned(dense, (0.9, 0.3, 0.6, 0.3)) == found, "scanned in rising order, each once"
@@ -194,7 +217,9 @@ def test_plain_data_for_other_programs():
         "sparsity": 0.4,
         "accuracies": [0.9, 0.89, 0.889],
         "already": 0,
+        "cross_entropies": [],
     }
+    assert found["base_cross_entropy"] is None, "a loss that was not measured is no number"
 
 
 class Tied(nn.Module):
@@ -224,6 +249,195 @@ def test_what_cannot_be_scanned(model, arguments, told):
 def test_without_images(dense):
     with pytest.raises(DataError, match="at least one batch"):
         scan_pruning(dense, [], DATA.normalise)
+
+
+BITS = (8, 4, 2)
+
+
+def scanned_bits(model, bits=BITS, layers=None, **more):
+    return scan_bits(model, DATA.validation.batches(20), DATA.normalise, bits, layers, **more)
+
+
+def fake_quantized(weight, bits):
+    """By hand: one grid for each output channel, symmetric, without the lowest integer."""
+    flat = weight.detach().flatten(1)
+    largest = flat.abs().amax(1)
+    end = {2: 1.22, 4: 2.47}.get(bits, float("inf"))
+    count = (flat != 0).sum(1).clamp_min(1)
+    ends = torch.minimum(largest, end * (flat.square().sum(1) / count).sqrt()) if bits < 6 else largest
+    top = 2 ** (bits - 1) - 1
+    scale = (ends / top)[:, None]
+    return ((flat / scale).round().clamp(-top, top) * scale).view_as(weight)
+
+
+@pytest.mark.parametrize("subject", ["dense", "masked"])
+def test_each_number_of_bits_is_that_of_fake_quantizing_one_layer_of_a_copy(dense, subject):
+    model = SUBJECTS[subject](copy_model(dense)).eval()
+    found = scanned_bits(model)
+    assert found.kind == "bits" and found.amounts == BITS and found.base == accuracy(model)
+    assert found.base_cross_entropy == pytest.approx(cross_entropy(model), rel=1e-5)
+    for layer in found.layers:
+        for place, bits in enumerate(BITS):
+            by_hand = make_permanent(copy_model(model))
+            one = by_hand.get_submodule(layer.name)
+            one.weight.data = fake_quantized(one.weight, bits)
+            assert layer.accuracies[place] == accuracy(by_hand), (layer.name, bits)
+            assert layer.cross_entropies[place] == pytest.approx(cross_entropy(by_hand), rel=1e-4)
+    grown = found.loss_increases()
+    assert all(abs(losses[0]) < 0.005 < max(abs(loss) for loss in losses) for losses in grown.values()), grown
+
+
+def test_weights_are_those_that_quantize_starts_from(dense):
+    """Folding the batch norm scales a channel and its grid alike."""
+    for bits in (2, 3, 4, 6, 8):
+        start = quantize(
+            copy_model(dense), inputs()[0][:1], weights=bits, first_and_last=bits, calibration=inputs()
+        )
+        norm = dense.norm
+        factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+        expected = start.stem.quant_weight().value.detach()
+        torch.testing.assert_close(rounded_weight(dense.stem, bits) * factor[:, None, None, None], expected)
+
+
+def test_inputs_get_the_same_bits(dense):
+    """Of the last layer, whose input is easily quantized by hand on the end that the same images set."""
+    found = scanned_bits(dense, (2,), ["fc"], activations=True)
+    assert found.kind == "bits with inputs"
+    read, counted = [], Magnitudes()
+    by_hand = copy_model(dense)
+    hook = by_hand.fc.register_forward_pre_hook(lambda layer, given: read.append(given[0]))
+    accuracy(by_hand)
+    hook.remove()
+    for values in read:
+        counted.add(values)
+    step = counted.best_end(2, is_unsigned=True) / 3
+    by_hand.fc.register_forward_pre_hook(lambda layer, given: (given[0] / step).round().clamp(0, 3) * step)
+    by_hand.fc.weight.data = fake_quantized(by_hand.fc.weight, 2)
+    assert found.layers[0].cross_entropies[0] == pytest.approx(cross_entropy(by_hand), rel=1e-4)
+    assert found.layers[0].cross_entropies != scanned_bits(dense, (2,), ["fc"]).layers[0].cross_entropies
+    stem = scanned_bits(dense, (2,), ["stem"], activations=True)
+    assert stem.layers[0].cross_entropies[0] != found.base_cross_entropy, "signed inputs"
+
+
+@pytest.mark.parametrize("subject", ["dense", "masked"])
+@pytest.mark.parametrize("activations", [False, True])
+def test_bits_leave_the_model_and_the_random_numbers_as_they_are(dense, subject, activations):
+    model = SUBJECTS[subject](copy_model(dense)).train()
+    before, log = {name: value.clone() for name, value in model.state_dict().items()}, surgery_log(model)
+    random = torch.get_rng_state()
+    found = scanned_bits(model, (4, 2), activations=activations)
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert model.training and surgery_log(model) == log and torch.equal(torch.get_rng_state(), random)
+    assert scanned_bits(model, (2, 4, 2), activations=activations) == found, "in falling order, each once"
+    alone = scanned_bits(model, (2,), ["conv"], activations=activations)
+    assert alone.layers[0].cross_entropies == found.layers[1].cross_entropies[1:]
+
+
+def test_masked_weights_stay_zero_at_any_bits(dense):
+    layer = mask_smallest(copy_model(dense), 0.5).conv
+    for bits in (2, 4, 8):
+        assert torch.all(rounded_weight(layer, bits)[layer.weight_mask == 0] == 0)
+
+
+def test_what_layers_bear_in_bits():
+    layers = (LayerScan("a", 100, 1, 0.4, (0.9, 0.895, 0.6)), LayerScan("b", 300, 3, 0.0, (0.1,) * 3))
+    found = Sensitivity("bits", BITS, 0.9, 1000, 4, layers, 0.3)
+    assert found.bears(1.0) == {"a": "4", "b": "none"} and found.heads() == ("8 bits", "4 bits", "2 bits")
+    assert found.together(1.0) == pytest.approx((4 * 100 + 32 * 300) / 400)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "told"),
+    [
+        (tiny_net, [(8, 1)], "from 2 to 8; found 1"),
+        (tiny_net, [(4.0,)], "found 4.0"),
+        (tiny_net, [(True,)], "found True"),
+        (tiny_net, [()], "No bits are given"),
+        (lambda: nn.Sequential(nn.ReLU()), [BITS], "no convolution or linear layer"),
+        (Tied, [BITS], '"first" and "second" share one weight'),
+        (
+            lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2))),
+            [BITS],
+            "computed by something",
+        ),
+        (lambda: SUBJECTS["quantized"](TinyResidual()), [BITS], "quantized already.*before quantize"),
+    ],
+)
+def test_bits_that_cannot_be_scanned(model, arguments, told):
+    with pytest.raises(QuantizeError, match=told):
+        scanned_bits(model(), *arguments)
+
+
+def test_an_unknown_layer_has_no_bits(dense):
+    with pytest.raises(PruneError, match='did you mean "conv"'):
+        scanned_bits(dense, BITS, ["con"])
+
+
+def problem(seed, layers=6, negative=False):
+    """Random layers with random losses and sizes for random bits, one of them with a single choice."""
+    draw = np.random.default_rng(seed)
+    losses, sizes = {}, {}
+    for n in range(layers):
+        bits = sorted(
+            draw.choice([2, 3, 4, 6, 8], size=1 if n == 2 else draw.integers(2, 5), replace=False).tolist()
+        )
+        count = int(draw.integers(1, 200))
+        losses[f"l{n}"] = {b: float(draw.normal() if negative else draw.exponential() / b) for b in bits}
+        sizes[f"l{n}"] = {b: count * b for b in bits}
+    return losses, sizes
+
+
+def every_choice(losses):
+    for bits in itertools.product(*(losses[name] for name in losses)):
+        yield dict(zip(losses, bits, strict=True))
+
+
+def total(values, chosen):
+    return sum(values[name][bits] for name, bits in chosen.items())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_chosen_bits_against_every_choice(seed):
+    losses, sizes = problem(seed, negative=seed % 3 == 0)
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        low, high = (sum(end(sizes[name].values()) for name in sizes) for end in (min, max))
+        budget = int(low + share * (high - low))
+        chosen = choose_bits(losses, sizes, budget)
+        best = min(total(losses, one) for one in every_choice(losses) if total(sizes, one) <= budget)
+        assert list(chosen) == list(losses) and total(sizes, chosen) <= budget
+        assert total(losses, chosen) == pytest.approx(best, abs=1e-12)
+
+
+def test_bytes_that_are_left_go_where_they_cost_nothing():
+    losses = {"a": {2: 0.0, 4: 0.0, 8: 0.0}, "b": {2: 0.0, 4: 0.0, 8: 0.1}}
+    sizes = {name: {bits: 10 * bits for bits in (2, 4, 8)} for name in losses}
+    assert choose_bits(losses, sizes, 10_000) == {"a": 8, "b": 4}
+    assert choose_bits(losses, sizes, 100) == {"a": 8, "b": 2}
+    assert choose_bits(losses, sizes, 60) == {"a": 4, "b": 2}
+    assert choose_bits({}, {}, 0) == {}
+
+
+def test_a_budget_below_the_smallest_choice_is_refused():
+    losses, sizes = problem(0)
+    least = sum(min(one.values()) for one in sizes.values())
+    assert total(sizes, choose_bits(losses, sizes, least)) == least
+    with pytest.raises(QuantizeError, match=f"takes {least:,} bytes, and the budget is {least - 1:,}"):
+        choose_bits(losses, sizes, least - 1)
+
+
+def test_many_sizes_are_chosen_from_nearly_as_well(monkeypatch):
+    """With so few states that sums are taken for one another, the budget holds and little is lost."""
+    losses, sizes = problem(5, layers=30)
+    low, high = (sum(end(sizes[name].values()) for name in sizes) for end in (min, max))
+    exact = {share: choose_bits(losses, sizes, int(low + share * (high - low))) for share in (0.0, 0.2, 0.6)}
+    monkeypatch.setattr(choose, "_STATES", 60)
+    for share, best in exact.items():
+        budget = int(low + share * (high - low))
+        chosen = choose_bits(losses, sizes, budget)
+        assert total(sizes, chosen) <= budget
+        assert total(losses, best) <= total(losses, chosen) + 1e-12
+        assert total(losses, chosen) <= 1.1 * total(losses, best)
 
 
 def pixels(file):

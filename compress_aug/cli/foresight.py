@@ -72,7 +72,7 @@ def _words(described: str) -> str:
 
 
 def _facts(outlook: "Outlook") -> dict[str, float]:
-    facts = {"bits": float(outlook.weight_bits)}
+    facts = {} if outlook.auto_bits else {"bits": float(outlook.weight_bits)}
     if not outlook.sparsity or not (outlook.cut or outlook.attached):
         facts["sparsity"] = outlook.sparsity
     return facts

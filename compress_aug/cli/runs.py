@@ -97,6 +97,9 @@ def export(
     folder: RunArgument,
     target: TargetOption = None,
     file: Annotated[str, typer.Option(help="Its name within the run's folder.")] = "model.onnx",
+    kit: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also make this folder to copy to the device.")
+    ] = None,
     model: ModelOption = None,
     data: DataOption = None,
 ) -> None:
@@ -107,10 +110,20 @@ def export(
     choices = read_choices(model, data, None, None)
     console = new_console()
     export_again(
-        folder, target=target, file=file, model=choices["model"], data=choices["data"], console=console
+        folder,
+        target=target,
+        file=file,
+        model=choices["model"],
+        data=choices["data"],
+        kit=kit,
+        console=console,
     )
     console.print(report_table(read_report(folder)))
     write_page(folder)
+    if kit is not None:
+        console.print(
+            f"For the device: {kit}; its README.md has the commands.", highlight=False, soft_wrap=True
+        )
 
 
 def report(folder: RunArgument) -> None:

@@ -1,8 +1,10 @@
-"""The command that scans which layers bear which sparsity: sensitivity."""
+"""The command that scans which layers bear which sparsity, or which bits: sensitivity."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich import box
@@ -41,6 +43,13 @@ def sensitivity(
         str | None,
         typer.Option(help="Shares in [0, 1), such as 0.5,0.8; 0.3,0.5,0.7,0.8,0.9,0.95 by default."),
     ] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(help="Scan bits of the weights (2..8) instead of sparsities, such as 8,6,4,3,2."),
+    ] = None,
+    activations: Annotated[
+        bool, typer.Option("--activations", help="With --bits: what the layer reads gets the same bits.")
+    ] = False,
     layers: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,35 +68,40 @@ def sensitivity(
         Path | None, typer.Option("--json", help="A JSON file for the numbers; one of ours is made anew.")
     ] = None,
 ) -> None:
-    """Measure which layers of a run's model bear which sparsity: prune each alone, without training; draw a map."""
+    """Measure which layers of a run's model bear which sparsity or bits: change each alone, untrained; draw a map."""
     from compress_aug.pictures.paper import check_png
 
     check_png(out)
     if json_file is not None:
         _check_json(json_file)
-    shares = None if sparsities is None else _shares(sparsities)
+    if bits is not None and sparsities is not None:
+        raise UserError("--bits and --sparsities: one scan at a time, give one of them.")
+    if activations and bits is None:
+        raise UserError("--activations goes with --bits: name the bits to scan, such as --bits 8,4,2.")
+    shares = None if sparsities is None else _numbers(sparsities, float, _SHARES)
+    widths = None if bits is None else _numbers(bits, int, _BITS)
     from compress_aug.pictures.sensitivity_drawing import draw_sensitivity
     from compress_aug.progress import counting
-    from compress_aug.sensitivity import SPARSITIES, scan_pruning
+    from compress_aug.sensitivity import SPARSITIES, scan_bits, scan_pruning
 
     subject = run_model(folder, stage, model=model, data=data, images=images, device=device)
+    judged_by = (subject.validation.batches(_BATCH), subject.data.normalise)
+    doing = "pruning" if widths is None else "quantizing"
     try:
-        with counting(new_console(), "pruning one layer at a time") as counted:
-            found = scan_pruning(
-                subject.model,
-                subject.validation.batches(_BATCH),
-                subject.data.normalise,
-                shares or SPARSITIES,
-                layers or None,
-                counted,
-            )
+        with counting(new_console(), f"{doing} one layer at a time") as counted:
+            if widths is None:
+                found = scan_pruning(subject.model, *judged_by, shares or SPARSITIES, layers or None, counted)
+            else:
+                chosen = layers or None
+                found = scan_bits(subject.model, *judged_by, widths, chosen, counted, activations=activations)
     except KeyboardInterrupt:
         raise Interrupted("Stopped; nothing is written.") from None
+    words = _WORDS[found.kind]
     right = f"{100 * found.base:.1f} % of {found.images:,} validation images"
-    say(f"{right} are right; with the smallest weights of one layer at zero:")
+    say(f"{right} are right; with {words.changed}:")
     new_console().print(_table(found, tolerance))
     say(_together(found, tolerance))
-    title = f"{subject.name} of {folder}, {subject.after}: which layers bear which sparsity"
+    title = f"{subject.name} of {folder}, {subject.after}: which layers bear which {words.what}"
     note = _note(found, subject.data.name, tolerance)
     draw_sensitivity(found, out, title=title, note=note, tolerance=tolerance)
     if json_file is not None:
@@ -95,13 +109,55 @@ def sensitivity(
     say(f"{out} shows it as a map" + (f"; the numbers are in {json_file}." if json_file else "."))
 
 
-def _shares(text: str) -> list[float]:
+@dataclass(frozen=True)
+class _Words:
+    """What a kind of scan is called.
+
+    what:    is borne;  changed: what was done, after "with"
+    happens: to one layer, after "when";  most: what "bears" names, up to what it costs
+    """
+
+    what: str
+    changed: str
+    happens: str
+    most: str
+
+
+_WORDS = {
+    "prune": _Words(
+        "sparsity",
+        "the smallest weights of one layer at zero",
+        "one layer alone is pruned",
+        "the largest sparsity that costs",
+    ),
+    "bits": _Words(
+        "bits",
+        "the weights of one layer at few bits, and how much the loss grows (cross-entropy)",
+        "the weights of one layer alone have few bits",
+        "the fewest bits that cost",
+    ),
+    "bits with inputs": _Words(
+        "bits",
+        "the weights and inputs of one layer at few bits, and how much the loss grows (cross-entropy)",
+        "the weights and inputs of one layer alone have few bits",
+        "the fewest bits that cost",
+    ),
+}
+
+_SHARES = ("--sparsities", "numbers from 0 to below 1", "0.5,0.8")
+_BITS = ("--bits", "whole numbers from 2 to 8", "8,4,2")
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _numbers(text: str, kind: Callable[[str], _Number], about: tuple[str, str, str]) -> list[_Number]:
     """Numbers between commas. Raises UserError for what is none; their range is checked by the scan."""
+    option, expected, example = about
     try:
-        return [float(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
         raise UserError(
-            f"--sparsities {text}: expected numbers from 0 to below 1 with commas between, such as 0.5,0.8"
+            f"{option} {text}: expected {expected} with commas between, such as {example}"
         ) from None
 
 
@@ -113,17 +169,22 @@ def _table(found: "Sensitivity", tolerance: float) -> Table:
     zeros = any(layer.sparsity for layer in found.layers)
     if zeros:
         table.add_column("zeros", justify="right")
-    for amount in found.amounts:
-        table.add_column(f"{amount:g}", justify="right")
+    for head in found.heads():
+        table.add_column(head, justify="right")
     table.add_column("bears", justify="right")
     bears = found.bears(tolerance)
+    grown = found.loss_increases()
     for layer in found.layers:
+        cells = [f"{100 * accuracy:.1f}" for accuracy in layer.accuracies]
+        if found.kind != "prune":
+            # Of few bits the accuracy often tells nothing where the loss does.
+            cells = [f"{cell} {loss:+.3f}" for cell, loss in zip(cells, grown[layer.name], strict=True)]
         table.add_row(
             Text(layer.name),
             f"{layer.parameters:,}",
             "" if layer.macs is None else f"{100 * layer.macs / found.macs:.1f} %",
             *([f"{100 * layer.sparsity:.1f} %"] if zeros else []),
-            *("-" if n < layer.already else f"{100 * a:.1f}" for n, a in enumerate(layer.accuracies)),
+            *("-" if n < layer.already else cell for n, cell in enumerate(cells)),
             bears[layer.name],
         )
     return table
@@ -132,19 +193,25 @@ def _table(found: "Sensitivity", tolerance: float) -> Table:
 def _together(found: "Sensitivity", tolerance: float) -> str:
     """What the column "bears" comes to, and what it does not say."""
     already = " (- : the layer has as many zeros already)" if any(one.already for one in found.layers) else ""
+    together = found.together(tolerance)
+    if found.kind == "prune":
+        come = f"With that in each of these layers {100 * together:.0f} % of their weights would be zero"
+    else:
+        unborne = " (32 where none is borne)" if None in found.bearable(tolerance).values() else ""
+        come = f"With that in each of these layers{unborne} a weight of theirs has {together:.1f} bits in the mean"
     return (
-        f"bears: the largest sparsity that costs at most {_points(tolerance)} of accuracy{already}. With that in "
-        f"each of these layers {100 * found.together(tolerance):.0f} % of their weights would be zero; together they "
-        "lose more than each alone, and training afterwards wins some of it back."
+        f"bears: {_WORDS[found.kind].most} at most {_points(tolerance)} of accuracy{already}. {come}; "
+        "together they lose more than each alone, and training afterwards wins some of it back."
     )
 
 
 def _note(found: "Sensitivity", data: str, tolerance: float) -> str:
     """The line below the picture's title."""
     return (
-        f"Points of accuracy that are lost on {found.images:,} validation images of {data} when one layer alone is "
-        f"pruned, without training; {100 * found.base:.1f} % are right before, and one image is "
-        f"{_points(100 / found.images)}. Framed: up to the largest sparsity that costs at most {_points(tolerance)}."
+        f"Points of accuracy that are lost on {found.images:,} validation images of {data} when "
+        f"{_WORDS[found.kind].happens}, without training; {100 * found.base:.1f} % are right before, and one image is "
+        f"{_points(100 / found.images)}. Framed: up to {_WORDS[found.kind].most} at most "
+        f"{_points(tolerance)}."
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 log = logging.getLogger("compress_aug")
 
-ABI = 1
+ABI = 2
 """What `native_abi` of the library must say; levels.c has the same number."""
 
 LIBRARY = Path(__file__).with_name("kernels.so")
@@ -18,7 +18,7 @@ LIBRARY = Path(__file__).with_name("kernels.so")
 SWITCH = "COMPRESS_AUG_NATIVE"
 """The environment variable that, set to 0, switches the kernels off: when this runs, and when it is built."""
 
-_POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_POINTER, _SIZE, _FLAG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 # The arguments of each kernel, as its C file lists them. All of them return an int, 0 for success.
 _ARGUMENTS: dict[str, list[type]] = {
@@ -29,6 +29,18 @@ _ARGUMENTS: dict[str, list[type]] = {
         *(_POINTER, _POINTER),  # maps, map_rows
         *(_POINTER, _FLAG),  # fill, bilinear
     ],
+    "fake_quant": [
+        *(_POINTER, _POINTER),  # input, output
+        *(_SIZE, _SIZE, _POINTER),  # rows, columns, scales
+        *(_FLOAT, _FLOAT, _FLOAT, _FLOAT),  # smallest, largest, low, high
+        *(_FLAG, _FLAG),  # clips, is_bfloat16
+    ],
+    "fake_quant_gradient": [
+        *(_POINTER, _POINTER, _POINTER, _POINTER),  # input, gradient, result, sums
+        *(_SIZE, _SIZE, _POINTER),  # rows, columns, scales
+        *(_FLOAT, _FLOAT, _FLOAT, _FLOAT),  # smallest, largest, low, high
+        *(_FLAG, _FLAG, _FLAG),  # clips, passes, is_bfloat16
+    ],
 }
 
 
@@ -38,10 +50,13 @@ class Kernels:
 
     level:   which instructions they are compiled for: "baseline", "avx2" or "avx512"
     augment: see augment.c; 0, or 1 without memory, or 2 at an unknown operation
+    fake_quant, fake_quant_gradient: see fake_quant.c; always 0
     """
 
     level: str
     augment: Callable[..., int]
+    fake_quant: Callable[..., int]
+    fake_quant_gradient: Callable[..., int]
 
 
 class _Unusable(Exception):

@@ -5,7 +5,7 @@
 #define EXPORTED __attribute__((visibility("default")))
 
 /* Compared with ABI in __init__.py: change both whenever the arguments of a kernel change. */
-EXPORTED int native_abi(void) { return 1; }
+EXPORTED int native_abi(void) { return 2; }
 
 EXPORTED const char *native_level(void) {
 #if defined(__x86_64__)

@@ -77,11 +77,11 @@ def _figure(found: "Sensitivity", title: str, note: str, tolerance: float) -> Fi
         for line in lines:
             write(_EDGE, y, line, style, va="top")
             y += step
-    for place, amount in enumerate(found.amounts):
+    for place, head in enumerate(found.heads()):
         write(
             left + _COLUMN * (place + 0.5),
             top - 7,
-            f"{amount:g}",
+            head,
             {**_NAME, "fontweight": "bold"},
             ha="center",
         )

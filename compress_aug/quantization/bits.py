@@ -26,6 +26,8 @@ def is_brevitas(module: nn.Module) -> bool:
 def weight_bits(model: nn.Module) -> dict[str, int]:
     """The bits of each Conv and Linear layer's weights by name, 32 for float.
 
+    A DoReFa layer has the bits that it was given, though its odd integers are stored with one more.
+
     >>> weight_bits(nn.Sequential(nn.Linear(2, 2)))
     {'0': 32}
     """
@@ -49,4 +51,5 @@ def mean_weight_bits(model: nn.Module) -> float:
 def _bits(layer: Any) -> int:
     if not is_brevitas(layer) or not layer.weight_quant.is_quant_enabled:
         return FLOAT_BITS
-    return int(layer.weight_quant.bit_width())
+    nominal: int | None = getattr(layer, "nominal_bits", None)
+    return int(layer.weight_quant.bit_width()) if nominal is None else nominal

@@ -1,4 +1,4 @@
-"""What `quantize` refuses, in words: bits, example, model, and a graph that computes something else."""
+"""What `quantize` refuses, in words: example, model, and a graph that computes something else."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,6 @@ from compress_aug.quantization.bits import is_quantized
 
 # How far folding batch norms may move the outputs, as a share of the largest one.
 _TOLERANCE = 1e-2
-
-
-def check_bits(weights: object, activations: object, first_and_last: object) -> None:
-    """Raises QuantizeError unless bits are 2..8 (or what stands for float) and something is quantized."""
-    if weights is None and activations is None:
-        raise QuantizeError("weights and activations are both None (float): give one of them 2 to 8 bits.")
-    named = {"weights": (weights, None), "activations": (activations, None)}
-    for name, (bits, unquantized) in {**named, "first_and_last": (first_and_last, "float")}.items():
-        is_number = isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 8
-        if bits != unquantized and not is_number:
-            raise QuantizeError(f"{name} must be 2 to 8 bits or {unquantized!r} for float, found {bits!r}.")
 
 
 def check_inputs(model: nn.Module, example: object) -> None:

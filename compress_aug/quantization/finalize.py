@@ -1,16 +1,16 @@
-"""The last touch before evaluation and export: biases on the grid that integer kernels add them on."""
+"""The last touch before evaluation and export: batch norms merged, biases on the grid of integer kernels."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from compress_aug.errors import QuantizeError
 from compress_aug.measure import effective_weight
-from compress_aug.quantization.bits import is_brevitas
-from compress_aug.quantization.graph import QUANTIZABLE, QuantizedModel
-from compress_aug.quantization.ops import moves
+from compress_aug.quantization.bits import is_quantized
+from compress_aug.quantization.frozen import Frozen, put_frozen, to_freeze
+from compress_aug.quantization.sources import input_quantizers
 from compress_aug.surgery import record, surgery_log
 
 _LARGEST = 2**31 - 1
@@ -18,11 +18,18 @@ _LARGEST = 2**31 - 1
 
 @torch.no_grad()
 def finalize(model: nn.Module) -> nn.Module:
-    """Round each bias to a whole multiple of input scale x weight scale. Changes the model, returns it.
+    """Make of a quantized model what a device will run. Changes the model, returns it.
 
-    Runtimes keep the bias of an integer layer as int32 on this grid. Left to them, the rounding moves
-    values across the edges of the grids behind it. Call it after the last training step and before the
-    accuracy is measured, so that what is measured is what will run. A second call changes nothing.
+    Batch norms that were kept for training are merged into the quantized layer before them, exactly: the integers
+    of a channel stay, but for their sign where the norm's weight is negative, and their scale takes the norm's
+    factor. DoReFa weights become integers with fixed scales, in stock quantizers of Brevitas.
+
+    Then each bias is rounded to a whole multiple of input scale x weight scale. Runtimes keep the bias of an
+    integer layer as int32 on this grid. Left to them, the rounding moves values across the edges of the grids
+    behind it.
+
+    Call it after the last training step and before the accuracy is measured, so that what is measured is what
+    will run; to train on afterwards, call it on a copy (`surgery.copy_model`). A second call changes nothing.
     Where input or weight is float there is no such grid, and the bias stays: a model without
     quantizers is returned as it is.
 
@@ -33,16 +40,30 @@ def finalize(model: nn.Module) -> nn.Module:
       (0): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    if not isinstance(model, QuantizedModel):
+    if not is_quantized(model):
         return model
-    snapped = {
-        name: (layer, snapped_bias(name, layer, source)) for name, layer, source in integer_layers(model)
-    }
-    for layer, bias in snapped.values():
-        layer.bias.copy_(bias)
-    if snapped and not any(entry["verb"] == "finalize" for entry in surgery_log(model)):
-        record(model, "finalize", layers=list(snapped))
+    frozen = check_final(model)
+    put_frozen(model, frozen)
+    snapped = []
+    for name, layer, source in integer_layers(model):
+        layer.bias.copy_(snapped_bias(name, layer, source))
+        snapped.append(name)
+    if frozen:
+        parts = {name: part.logged() for name, part in frozen.items()}
+        record(model, "finalize", layers=snapped, frozen=parts)
+    elif snapped and not any(entry["verb"] == "finalize" for entry in surgery_log(model)):
+        record(model, "finalize", layers=snapped)
     return model
+
+
+def check_final(model: nn.Module) -> dict[str, Frozen]:
+    """What `finalize` will freeze. Raises QuantizeError, having changed nothing, if some bias will not fit."""
+    frozen = to_freeze(model)
+    for name, layer, source in integer_layers(model):
+        # The grid of a frozen layer is made to fit its bias.
+        if name not in frozen:
+            snapped_bias(name, layer, source)
+    return frozen
 
 
 def snapped_bias(name: str, layer: Any, source: nn.Module) -> Tensor:
@@ -63,28 +84,9 @@ def snapped_bias(name: str, layer: Any, source: nn.Module) -> Tensor:
     return snapped
 
 
-def integer_layers(model: QuantizedModel) -> Iterator[tuple[str, Any, nn.Module]]:
+def integer_layers(model: nn.Module) -> Iterator[tuple[str, Any, nn.Module]]:
     """The layers with a bias whose weight and input are quantized: name, layer, quantizer of the input."""
-    modules = dict(model.named_modules())
-    seen = set()
-    for node in model.graph.nodes:
-        layer: Any = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(layer, QUANTIZABLE) or not is_brevitas(layer) or layer.bias is None:
-            continue
-        source = _quantizer_before(node, modules)
-        if source is not None and str(node.target) not in seen:
-            seen.add(str(node.target))
-            yield str(node.target), layer, source
-
-
-def _quantizer_before(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
-    source = node.all_input_nodes[0]
-    while source.op != "placeholder":
-        module = modules.get(str(source.target)) if source.op == "call_module" else None
-        if module is not None and is_brevitas(module) and not isinstance(module, QUANTIZABLE):
-            return module
-        if not moves(source, modules):
-            return None
-        # All that is moved together lies on one grid, so that any of the inputs will do.
-        source = source.all_input_nodes[0]
-    return None
+    for name, source in input_quantizers(model).items():
+        layer: Any = model.get_submodule(name)
+        if source is not None and layer.bias is not None:
+            yield name, layer, source

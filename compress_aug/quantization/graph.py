@@ -3,14 +3,17 @@
 import copy
 import inspect
 import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from compress_aug.errors import QuantizeError
-from compress_aug.quantization.ops import FUNCTIONAL_WEIGHTS, RANDOM_DEPTH, Scope
+from compress_aug.quantization.ops import RANDOM_DEPTH, Scope
 from compress_aug.quantization.rewriting import use_module_dropout, write_out_of_place
 
 QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -28,27 +31,69 @@ class QuantizedModel(fx.GraphModule):
         return copied  # type: ignore[no-any-return]
 
 
-class _Tracer(fx.Tracer):
-    """Follows `forward` down to single layers and marks where each container hands out its value."""
+class Untraceable(Exception):
+    """A part of the model has no graph that holds for both modes.
 
-    def __init__(self) -> None:
+    part: its name, "" for the model's own forward; the message says why
+    """
+
+    def __init__(self, part: str, reason: str) -> None:
+        super().__init__(reason)
+        self.part = part
+
+
+class _Tracer(fx.Tracer):
+    """Follows `forward` down to single layers, and keeps whole what it cannot follow.
+
+    kept:  name -> why, of the parts that stay whole; grows by what turns out not to be followed
+    steps: what happened in order: ("enter" or "exit", name of a container), or the node that was made
+    """
+
+    def __init__(self, kept: Mapping[str, str]) -> None:
         super().__init__()
-        self.open: list[str] = []
+        self.kept = dict(kept)
+        self.steps: list[Any] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.kept:
+            return True
         if isinstance(m, QUANTIZABLE):
             return computes_plainly(m)
-        return type(m).__name__ in RANDOM_DEPTH or super().is_leaf_module(m, module_qualified_name)
+        if type(m).__name__ in RANDOM_DEPTH:
+            return True
+        # Among torch's own modules are some made of layers, such as TransformerEncoderLayer.
+        holds_layers = any(isinstance(part, QUANTIZABLE) for part in m.modules())
+        return not holds_layers and super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        self.steps.append(node)
+        return node
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         name = self.path_of_module(m)
-        # Not in a `finally`: after an error the last entry names where it happened.
-        self.open.append(name)
-        value = super().call_module(m, forward, args, kwargs)
-        self.open.pop()
-        if isinstance(value, fx.Proxy) and not self.is_leaf_module(m, name):
+        if self.is_leaf_module(m, name):
+            return super().call_module(m, forward, args, kwargs)
+        number, stack = len(self.steps), copy.copy(self.module_stack)
+        self.steps.append(("enter", name))
+        try:
+            value = super().call_module(m, forward, args, kwargs)
+        except Exception as reason:
+            # Any error that the model's own code raises on a symbolic value ends here.
+            self._forget_steps(number)
+            self.module_stack = stack
+            self.kept[name] = f"torch.fx cannot follow it ({_first_line(reason)})"
+            return super().call_module(m, forward, args, kwargs)
+        self.steps.append(("exit", name))
+        if isinstance(value, fx.Proxy):
             value = self.create_proxy("call_module", name, (value,), {})
         return value
+
+    def _forget_steps(self, number: int) -> None:
+        for step in reversed(self.steps[number:]):
+            if isinstance(step, fx.Node):
+                self.graph.erase_node(step)
+        del self.steps[number:]
 
 
 def computes_plainly(layer: nn.Module) -> bool:
@@ -58,15 +103,20 @@ def computes_plainly(layer: nn.Module) -> bool:
     return all(getattr(type(layer), name, None) is getattr(base, name, None) for name in methods)
 
 
-def traced(model: nn.Module) -> QuantizedModel:
-    """The model as a graph of its layers and operations, in the order of execution.
+def traced(model: nn.Module, kept: Mapping[str, str] | None = None) -> tuple[QuantizedModel, dict[str, str]]:
+    """The model as a graph of its layers and operations in the order of execution, and the parts kept whole.
 
-    The graph holds for training and evaluation alike. Layers are shared with `model`, which loses its
-    forward hooks; containers are not. In-place operations become their out-of-place forms, whose results
-    later readers of the same value then read.
+    kept: names of modules that stay whole, each with the reason
 
-    Raises QuantizeError, naming the module, if torch.fx cannot follow its `forward`, or if it takes
-    another way in training than in evaluation.
+    The graph holds for training and evaluation alike. Layers and parts kept whole are shared with `model`,
+    which loses its forward hooks; other containers are not. In-place operations become their out-of-place
+    forms, whose results later readers of the same value then read. A module that torch.fx cannot follow, or
+    that takes another way in training than in evaluation, is kept whole: one node of the graph.
+
+    Where the model itself returns more in training than in evaluation (auxiliary outputs), the graph is that
+    of evaluation.
+
+    Raises Untraceable with the part "" if what cannot be followed is the model's own forward.
     """
     if isinstance(model, QUANTIZABLE):
         raise QuantizeError(f"{type(model).__name__} is a layer and no model: give nn.Sequential(layer).")
@@ -75,42 +125,87 @@ def traced(model: nn.Module) -> QuantizedModel:
         # A hook would be traced like a part of the model, and see symbols where it expects values.
         module._forward_hooks.clear()
     try:
-        evaluation = _trace(model.eval())
-        # Constants made inside a forward are hung on the model; the second trace must find none.
-        _forget_constants(model, known)
-        graph = _trace(model.train())
-        roots = {node.target: _root_of(node, model) for node in graph.nodes if node.op in _REFERRING}
+        graph, dropouts, kept = _one_graph(model, dict(kept or {}), known)
+        roots = {node.target: _root_of(node, model, kept) for node in graph.nodes if node.op in _REFERRING}
     finally:
         _forget_constants(model, known)
         model.train(was_training)
-    dropouts = _mode_dropouts(graph, evaluation)
-    _refuse_functional_weights(graph)
     graph_model = QuantizedModel(roots, graph, class_name=type(model).__name__)
     for node in dropouts:
         use_module_dropout(graph_model, node)
     write_out_of_place(graph_model)
+    graph_model.graph.eliminate_dead_code()
+    graph_model.delete_all_unused_submodules()
     graph_model.recompile()
     graph_model.train(was_training)
-    return graph_model
+    return graph_model, kept
 
 
 _REFERRING = ("call_module", "get_attr")
 
 
-def _trace(model: nn.Module) -> fx.Graph:
-    tracer = _Tracer()
+def _one_graph(
+    model: nn.Module, kept: dict[str, str], known: set[str]
+) -> tuple[fx.Graph, list[fx.Node], dict[str, str]]:
+    """A graph for both modes, its calls of `dropout` that follow the mode, and what had to be kept whole."""
+    while True:
+        evaluation = _trace(model.eval(), kept)
+        # Constants made inside a forward are hung on the model; the next trace must find none.
+        _forget_constants(model, known)
+        training = _trace(model.train(), evaluation.kept)
+        found = outermost(training.kept)
+        if found != kept:
+            # Once more from the start, so that names do not depend on what was tried in vain.
+            _forget_constants(model, known)
+            kept = found
+            continue
+        try:
+            return training.graph, _mode_dropouts(training.steps, evaluation.steps), kept
+        except Untraceable as difference:
+            if not difference.part and _only_adds_outputs(training.graph, evaluation.graph):
+                _forget_constants(model, known)
+                evaluation = _trace(model.eval(), kept)
+                return evaluation.graph, _idle_dropouts(evaluation.graph), kept
+            if not difference.part:
+                raise
+            _forget_constants(model, known)
+            kept = outermost({**kept, difference.part: str(difference)})
+
+
+def outermost(kept: Mapping[str, str]) -> dict[str, str]:
+    """The parts that lie in no other of them."""
+    return {
+        name: reason
+        for name, reason in kept.items()
+        if not any(name.startswith(f"{other}.") for other in kept if other)
+    }
+
+
+def _trace(model: nn.Module, kept: Mapping[str, str]) -> _Tracer:
+    tracer = _Tracer(kept)
     try:
-        graph = tracer.trace(model, concrete_args=_defaults(model))
+        with without_fast_attention():
+            graph = tracer.trace(model, concrete_args=_defaults(model))
     except Exception as reason:
-        # Any error that the model's own code raises on a symbolic value ends here.
-        where = f'module "{tracer.open[-1]}"' if tracer.open else "its own forward"
-        raise QuantizeError(
-            f"{type(model).__name__} cannot be quantized, because torch.fx cannot follow {where}: "
-            f"{str(reason).splitlines()[0] if str(reason) else type(reason).__name__}. "
-            "What it can follow has no branches on values or shapes of tensors."
-        ) from reason
+        raise Untraceable("", f"torch.fx cannot follow its own forward ({_first_line(reason)})") from reason
     _drop_arguments(graph)
-    return graph
+    return tracer
+
+
+def _first_line(reason: Exception) -> str:
+    """The first sentence: torch.fx goes on for a paragraph."""
+    return str(reason).splitlines()[0].split(". ")[0].rstrip(".") if str(reason) else type(reason).__name__
+
+
+@contextmanager
+def without_fast_attention() -> Iterator[None]:
+    """Let torch's transformer layers run as the layers that they hold, not as one operation of their own."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -132,10 +227,11 @@ def _drop_arguments(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _root_of(node: fx.Node, model: nn.Module) -> Any:
+def _root_of(node: fx.Node, model: nn.Module, kept: Mapping[str, str]) -> Any:
     """What a node of the graph refers to: a layer, a tensor, or a Scope in place of a container."""
-    thing = operator.attrgetter(str(node.target))(model)
-    is_container = isinstance(thing, nn.Module) and not _Tracer().is_leaf_module(thing, "")
+    name = str(node.target)
+    thing = operator.attrgetter(name)(model)
+    is_container = isinstance(thing, nn.Module) and not _Tracer(kept).is_leaf_module(thing, name)
     return Scope() if is_container else thing
 
 
@@ -144,20 +240,22 @@ def _forget_constants(model: nn.Module, known: set[str]) -> None:
         delattr(model, name)
 
 
-def _mode_dropouts(training: fx.Graph, evaluation: fx.Graph) -> list[fx.Node]:
-    """The calls of `dropout` that follow the mode; any other difference between the modes is refused."""
-    dropouts = []
-    for node, other in zip_longest(training.nodes, evaluation.nodes):
-        if node is not None and other is not None:
-            if _description(node) == _description(other):
+def _mode_dropouts(training: list[Any], evaluation: list[Any]) -> list[fx.Node]:
+    """The calls of `dropout` that follow the mode. Raises Untraceable at any other difference of the modes."""
+    dropouts: list[fx.Node] = []
+    inside: list[str] = []
+    for step, other in zip_longest(training, evaluation):
+        if isinstance(step, tuple) and step == other:
+            inside = [*inside, step[1]] if step[0] == "enter" else inside[:-1]
+            continue
+        if isinstance(step, fx.Node) and isinstance(other, fx.Node):
+            if _description(step) == _description(other):
                 continue
-            if node.target is functional.dropout and _description(node, False) == _description(other, False):
-                dropouts.append(node)
+            if step.target is functional.dropout and _description(step, False) == _description(other, False):
+                dropouts.append(step)
                 continue
-        raise QuantizeError(
-            f"{scope_of(node or other)} computes something else in training than in evaluation "
-            f'(at "{(node or other).name}"), and a quantized model has one graph for both.'
-        )
+        reason = "it computes something else in training than in evaluation"
+        raise Untraceable(inside[-1] if inside else "", reason)
     return dropouts
 
 
@@ -166,16 +264,27 @@ def _description(node: fx.Node, with_mode: bool = True) -> tuple[str, Any, str, 
     return node.op, node.target, str(node.args), str(kwargs)
 
 
+def _only_adds_outputs(training: fx.Graph, evaluation: fx.Graph) -> bool:
+    """Whether training returns several values and evaluation one."""
+    return _returns_several(training) and not _returns_several(evaluation)
+
+
+def _returns_several(graph: fx.Graph) -> bool:
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    if not isinstance(result, fx.Node):
+        return True
+    # A named tuple is made by a call of its class.
+    return isinstance(result.target, type) and issubclass(result.target, tuple)
+
+
+def _idle_dropouts(graph: fx.Graph) -> list[fx.Node]:
+    # Written as a call with `training=self.training`: nobody calls a dropout that never drops.
+    return [
+        node for node in graph.nodes if node.target is functional.dropout and not node.kwargs.get("training")
+    ]
+
+
 def scope_of(node: fx.Node) -> str:
     """The module that a node was traced in, for a sentence."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return f'Module "{stack[-1][0]}"' if stack else "The model's own forward"
-
-
-def _refuse_functional_weights(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        if node.target in FUNCTIONAL_WEIGHTS:
-            raise QuantizeError(
-                f"{scope_of(node)} calls {getattr(node.target, '__name__', node.target)} itself: only layers "
-                "nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Linear that keep torch's own forward are quantized."
-            )
+    return f'module "{stack[-1][0]}"' if stack else "the model's own forward"

@@ -51,6 +51,12 @@ _MOVING_FUNCTIONS = {
     torch.stack,
     torch.chunk,
     torch.split,
+    torch.unbind,
+    torch.select,
+    torch.narrow,
+    torch.swapaxes,
+    torch.swapdims,
+    torch.roll,
     torch.flatten,
     torch.reshape,
     torch.transpose,
@@ -74,6 +80,12 @@ _MOVING_FUNCTIONS = {
 _MOVING_METHODS = {
     "chunk",
     "split",
+    "unbind",
+    "select",
+    "narrow",
+    "swapaxes",
+    "swapdims",
+    "roll",
     "flatten",
     "unflatten",
     "reshape",
@@ -87,7 +99,8 @@ _MOVING_METHODS = {
     "detach",
 }
 _ADD = {operator.add, torch.add, "add"}
-_MULTIPLY = {operator.mul, torch.mul, "mul"}
+MULTIPLY = {operator.mul, torch.mul, "mul"}
+PRODUCTS = {operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"}
 _AVERAGE_MODULES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _AVERAGE = {
     torch.avg_pool1d,
@@ -123,15 +136,6 @@ _POSITIVE = {
     "exp",
     "square",
 }
-FUNCTIONAL_WEIGHTS = {
-    torch.conv1d,
-    torch.conv2d,
-    torch.conv3d,
-    functional.conv1d,
-    functional.conv2d,
-    functional.conv3d,
-    functional.linear,
-}
 
 
 def module_of(node: fx.Node, modules: Modules) -> nn.Module | None:
@@ -141,7 +145,10 @@ def module_of(node: fx.Node, modules: Modules) -> nn.Module | None:
 
 def _called(node: fx.Node, kinds: tuple[type, ...], targets: Iterable[object], modules: Modules) -> bool:
     if node.op == "call_module":
-        return isinstance(module_of(node, modules), kinds)
+        module = module_of(node, modules)
+        own = getattr(type(module), "forward", None)
+        # A subclass with a forward of its own may do more.
+        return any(isinstance(module, kind) and own is getattr(kind, "forward", None) for kind in kinds)
     return node.op in ("call_function", "call_method") and node.target in set(targets)
 
 
@@ -177,7 +184,13 @@ def rectifies(node: fx.Node, modules: Modules) -> bool:
 def combines(node: fx.Node) -> bool:
     """An elementwise sum or product of two values of the network."""
     is_call = node.op in ("call_function", "call_method")
-    return is_call and node.target in _ADD | _MULTIPLY and len(node.all_input_nodes) == 2
+    return is_call and node.target in _ADD | MULTIPLY and len(node.all_input_nodes) == 2
+
+
+def multiplies_matrices(node: fx.Node) -> bool:
+    """A matrix product of two values of the network."""
+    is_call = node.op in ("call_function", "call_method")
+    return is_call and node.target in PRODUCTS and len(node.all_input_nodes) == 2
 
 
 def averages(node: fx.Node, modules: Modules) -> bool:
@@ -187,8 +200,7 @@ def averages(node: fx.Node, modules: Modules) -> bool:
 
 def has_integer_kernel(node: fx.Node, modules: Modules) -> bool:
     """Sums, products and averages: what runtimes compute on integers beside the layers with weights."""
-    constants = [source for source in node.all_input_nodes if source.op == "get_attr"]
-    return not constants and (combines(node) or averages(node, modules))
+    return combines(node) or averages(node, modules) or multiplies_matrices(node)
 
 
 def never_negative(node: fx.Node, sources: list[bool], modules: Modules) -> bool:

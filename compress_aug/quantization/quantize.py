@@ -1,18 +1,25 @@
 """Turn a float model into one that computes as integer kernels will: Brevitas layers and learned scales."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from compress_aug.errors import ModelError
-from compress_aug.quantization.calibrate import observe
-from compress_aug.quantization.checks import check_bits, check_inputs, check_same, outputs_of
-from compress_aug.quantization.finalize import integer_layers, snapped_bias
-from compress_aug.quantization.folding import check_weights, fold_batch_norms
-from compress_aug.quantization.graph import QuantizedModel, traced
+from compress_aug.errors import ModelError, QuantizeError
+from compress_aug.patterns import matched, no_match
+from compress_aug.quantization import dorefa
+from compress_aug.quantization.calibrate import check_batch, observe, weight_ends
+from compress_aug.quantization.checks import check_inputs, check_same, outputs_of
+from compress_aug.quantization.deferred import defer_rectifiers
+from compress_aug.quantization.finalize import check_final
+from compress_aug.quantization.folding import check_weights, float_norms, fold_batch_norms, foldable_norms
+from compress_aug.quantization.frozen import replay_frozen
+from compress_aug.quantization.graph import QuantizedModel
+from compress_aug.quantization.layerwise import INPUT, keep_input, read_through
+from compress_aug.quantization.norms import reestimate_batch_norms
+from compress_aug.quantization.parts import follow, kept_notes
 from compress_aug.quantization.rewriting import (
     free_name,
     insert_after,
@@ -20,6 +27,7 @@ from compress_aug.quantization.rewriting import (
     use_splits_for_chunks,
 )
 from compress_aug.quantization.scale_groups import Flow, ScaleGroup, first_layers, last_layers, scale_groups
+from compress_aug.scheme import Bits, Override, Scheme, chosen
 from compress_aug.surgery import (
     LogEntry,
     check_shapes,
@@ -31,37 +39,84 @@ from compress_aug.surgery import (
     surgery_log,
 )
 
-Ends = int | Literal["float"]
+WeightScales = Literal["channel", "tensor"]
+Range = Literal["mse", "max", "percentile"]
 
 
 def quantize(
     model: nn.Module,
     example: Tensor,
     *,
+    scheme: Literal["integer", "dorefa"] = "integer",
     weights: int | None = 8,
     activations: int | None = 8,
-    first_and_last: Ends = 8,
+    first_and_last: Bits | None = None,
+    overrides: Mapping[str, Override] | None = None,
+    weight_scales: WeightScales = "channel",
+    weight_range: Literal["auto"] | Range = "auto",
+    activation_range: Range = "mse",
+    percentile: float = 99.99,
+    learned_scales: bool = True,
+    batch_norm: Literal["fold", "keep"] | None = None,
+    signed: Bits | None = None,
+    rescale: bool = False,
+    most_weight_bits: int = 8,
     calibration: Iterable[Tensor] = (),
+    note: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """Replace Conv and Linear layers by Brevitas ones and put learned quantizers between them.
 
     example:        float (1, C, H, W), shows the shapes that flow through the model
-    weights:        bits of the weights, 2..8, one scale per output channel; None leaves them float
-    activations:    bits of the values between layers, 2..8, one learned scale each; None leaves them float
+    scheme:         "integer": symmetric uniform grids, fitted to what they hold. "dorefa": the levels of DoReFa,
+                    2..7 bits, weights on 2^k levels without a zero, what layers read on 2^k levels in [0, 1]
+    weights:        bits of the weights, 2..8; None leaves them float
+    activations:    bits of the values between layers, 2..8, one scale each; None leaves them float
     first_and_last: bits of the first and last layer's weights, of the network's input and of what the last
-                    layer reads; "float" leaves these layers and what only they read in float
+                    layer reads; "float" leaves these layers and what only they read in float. 8 by default, with
+                    dorefa "float"
+    overrides:      other bits for some layers: {"layer1.*": {"weights": 8, "activations": "float"}}, where a
+                    pattern is a module name, a glob or a type and "activations" are the bits of what the layer
+                    reads. Later patterns win over earlier ones, and all of them over first_and_last. Values that
+                    several layers read have one grid: that of the last pattern that names any of these layers
+    weight_scales:  "channel": a scale for each output channel. "tensor": one for each layer
+    weight_range:   where a weight's grid ends: "max": at the largest weight; "percentile"; "mse": where the squared
+                    error is least; "auto": at the largest weight from 6 bits on, below where it is best for normally
+                    distributed weights. It is measured once, as a number of standard deviations (max: anew at each
+                    pass), and then follows the weights as they are trained
+    activation_range: where a grid between layers ends at first, seen over the calibration batches
+    percentile:     of magnitudes that are not zero, above 50 and up to 100; for ranges by percentile
+    learned_scales: whether training moves the scales. False keeps them as calibrated, those of weights as well
+    batch_norm:     "fold" merges batch norms into the layer before them. "keep" leaves them to be trained, with
+                    statistics estimated anew on the calibration batches; `finalize` then merges them, exactly.
+                    "fold" by default; dorefa can only keep them
+    signed:         with dorefa, bits of the integer grids that hold what may be negative, which DoReFa's activations
+                    cut off: what layers behind linear bottlenecks read, and the summands of what is quantized, so
+                    that devices compute sums on integers [ours, 8 by default]. "float" leaves both float, as the
+                    paper has it
+    rescale:        with dorefa, gives each layer the mean size of its weights back, for models without batch norms
+    most_weight_bits: no weight gets more bits than that, wherever they are named: 7 for processors whose int8
+                    kernels saturate. What flows between layers keeps its bits
     calibration:    float input batches (N, C, H, W), normalised as in training, from which the scales start
+    note:           is told in a sentence each what is quantized in another way than the rest, and why, and what was
+                    left float unasked
 
     Returns a new model, in the mode of the old one, that can be used as it is (quantization after training)
-    or trained on, best with a small learning rate: there are no batch norms left that would bear a large
-    one. The old model must not be used any more. Float weights and masks of `torch.nn.utils.prune` live on,
-    so that masked weights stay zero as integers; `make_permanent` on a copy keeps those zeros. Batch norms are
-    folded into the layer before them; those that cannot be stay float, as do layers other than Conv and
-    Linear. Layers keep their names. Containers are flattened, but a hook set on the name of one, or of a
-    folded batch norm, sees its output.
+    or trained on, best with a small learning rate: where batch norms are folded there are none left that would
+    bear a large one. The old model must not be used any more. Float weights and masks of `torch.nn.utils.prune`
+    live on, so that masked weights stay zero as integers; `make_permanent` on a copy keeps those zeros. Batch
+    norms that no layer can take in stay float, as do layers other than Conv and Linear. Layers keep their names.
+    Containers are flattened, but a hook set on the name of one, or of a folded batch norm, sees its output.
 
-    Raises QuantizeError for other numbers of bits, for a model that is quantized already or that torch.fx
-    cannot trace, without calibration; the model is then as it was.
+    A module that torch.fx cannot follow (its forward branches on values, differs between the modes, or writes into
+    a part of a tensor) is kept whole: each layer in it quantizes its own input, and puts out floats. If that is so
+    of the model's own forward, the whole model is quantized so, in place, and keeps its class. Calls such as
+    `conv2d(x, self.weight)` become layers named after their weight; `nn.MultiheadAttention` becomes its
+    projections, products and softmax, of which the softmax stays float. Outputs that the model has in training
+    only (auxiliary classifiers) are left out.
+
+    Raises QuantizeError for other numbers of bits or options that do not go together, for a pattern that matches
+    no layer, for a model that is quantized already, without calibration; with
+    dorefa also for masks and, without rescale, for layers that no batch norm follows. The model is then as it was.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     >>> images = torch.rand(8, 3, 8, 8)
@@ -71,34 +126,44 @@ def quantize(
 
     Source: fake quantization with straight-through gradients (arXiv 1712.05877), scales learned with the
     weights (arXiv 1902.08153), in the layers of Brevitas. Differs from both in learning the logarithm of the
-    scale, and in folding batch norms before training instead of simulating the fold.
+    scale, and in folding batch norms before training instead of simulating the fold. DoReFa: arXiv 1606.06160.
     """
-    check_bits(weights, activations, first_and_last)
+    choice = chosen(
+        scheme=scheme,
+        weights=weights,
+        activations=activations,
+        first_and_last=first_and_last,
+        overrides=overrides,
+        weight_scales=weight_scales,
+        weight_range=weight_range,
+        activation_range=activation_range,
+        percentile=percentile,
+        learned_scales=learned_scales,
+        batch_norm=batch_norm,
+        signed=signed,
+        rescale=rescale,
+        most_weight_bits=most_weight_bits,
+    )
     check_inputs(model, example)
-    choice = _Choice(weights, activations, first_and_last)
+    if choice.is_dorefa:
+        dorefa.check_unmasked(model)
     example = example.to(device_of(model))
     expected = outputs_of(copy_model(model).eval(), example)
-    prepared = _prepare(model, example, choice)
+    prepared = _prepare(model, example, choice, note=note)
     check_same(prepared.model, example, expected)
-    seen = observe(prepared.model, list(prepared.quantizers), calibration, channels=example.shape[1])
-    ends = {
-        name: seen[name].best_end(wanted.bits, wanted.is_unsigned)
-        for name, wanted in prepared.quantizers.items()
-    }
-    quantized = _convert(prepared, ends)
-    for name, layer, source in integer_layers(quantized):
-        # A bias that cannot be an integer must be known before training, not at the export.
-        snapped_bias(name, layer, source)
+    quantized = _calibrated(prepared, choice, calibration, channels=example.shape[1])
+    # A bias that cannot be an integer must be known before training, not at the export.
+    check_final(quantized)
     replace_log(quantized, surgery_log(model))
     record(
         quantized,
         "quantize",
-        weights=weights,
-        activations=activations,
-        first_and_last=first_and_last,
+        **choice.written(),
         example=[1, *example.shape[1:]],
         layers=prepared.shapes,
         float_norms=prepared.float_norms,
+        kept=prepared.kept,
+        made=[name for name in prepared.shapes if name not in dict(model.named_modules())],
     )
     return quantized.train(model.training)
 
@@ -110,34 +175,32 @@ def replay(model: nn.Module, entry: LogEntry) -> nn.Module:
     Raises ModelError if the model is not the one that the entry was written for.
     """
     if entry["verb"] == "finalize":
-        return model
-    check_shapes(model, entry["layers"], "quantize")
-    choice = _Choice(entry["weights"], entry["activations"], entry["first_and_last"])
-    prepared = _prepare(model, torch.zeros(entry["example"], device=device_of(model)), choice)
-    if prepared.shapes.keys() != entry["layers"].keys():
+        return replay_frozen(model, entry)
+    # Layers that are made of functional calls and of attention are not in the model yet.
+    # Logs from before that was told have none, nor modules that are quantized layer by layer.
+    made, kept = entry.get("made", ()), entry.get("kept", {})
+    present = {name: shape for name, shape in entry["layers"].items() if name not in made}
+    check_shapes(model, present, "quantize")
+    choice = Scheme.read(entry)
+    prepared = _prepare(model, torch.zeros(entry["example"], device=device_of(model)), choice, kept)
+    if prepared.shapes != entry["layers"]:
         raise ModelError(
             f'The log of "quantize" names {len(entry["layers"])} layers, this model runs '
             f"{len(prepared.shapes)}: give the model that the checkpoint was made from."
         )
-    quantized = _convert(prepared, dict.fromkeys(prepared.quantizers, 1.0))
-    replace_log(quantized, surgery_log(model))
-    return quantized.train(model.training)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    weights: int | None
-    activations: int | None
-    first_and_last: Ends
-
-    def bits_of(self, is_outermost: bool, otherwise: int) -> int:
-        return self.first_and_last if is_outermost and self.first_and_last != "float" else otherwise
+    _put_layers(prepared, choice, measure=False)
+    _put_quantizers(prepared, choice, dict.fromkeys(prepared.quantizers, 1.0))
+    replace_log(prepared.model, surgery_log(model))
+    return prepared.model.train(model.training)
 
 
 @dataclass(frozen=True)
 class _Quantizer:
+    """is_fixed: it has the levels of DoReFa, and nothing to calibrate."""
+
     bits: int
     is_unsigned: bool
+    is_fixed: bool
 
 
 @dataclass(frozen=True)
@@ -147,53 +210,155 @@ class _Prepared:
     bits:        of the weights of each layer to be quantized, by name
     quantizers:  what each Identity becomes, by name
     shapes:      the weight shape of every Conv and Linear layer that runs
-    float_norms: batch norms that were not folded
+    float_norms: batch norms that are not folded, and will not be
+    kept:        name -> why, of the modules that are quantized layer by layer; "" is the whole model
     """
 
-    model: QuantizedModel
+    model: nn.Module
     bits: dict[str, int]
     quantizers: dict[str, _Quantizer]
     shapes: dict[str, list[int]]
     float_norms: list[str]
+    kept: dict[str, str]
 
 
-def _prepare(model: nn.Module, example: Tensor, choice: _Choice) -> _Prepared:
+def _prepare(
+    model: nn.Module,
+    example: Tensor,
+    choice: Scheme,
+    kept: Mapping[str, str] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> _Prepared:
     """Trace a copy, fold its batch norms and put an Identity wherever a quantizer belongs."""
-    graph_model = traced(copy_model(model).eval())
-    check_weights(graph_model)
-    float_norms = fold_batch_norms(graph_model)
-    shapes = Flow(graph_model, example).shapes
-    use_pooling_for_means(graph_model, shapes)
-    use_splits_for_chunks(graph_model, shapes)
-    flow = Flow(graph_model, example)
-    ends = first_layers(flow) | last_layers(flow)
-    kept_float = ends if choice.first_and_last == "float" else frozenset()
-    bits = {}
-    if choice.weights is not None:
-        bits = {name: choice.bits_of(name in ends, choice.weights) for name in flow.layers - kept_float}
-    quantizers = {}
-    if choice.activations is not None:
-        groups = scale_groups(flow, kept_float)
-        quantizers = _insert_identities(graph_model, groups, choice, choice.activations)
-    return _Prepared(
-        graph_model, bits, quantizers, layer_shapes(graph_model, sorted(flow.layers)), float_norms
-    )
-
-
-def _insert_identities(
-    graph_model: QuantizedModel, groups: list[ScaleGroup], choice: _Choice, bits: int
-) -> dict[str, _Quantizer]:
+    followed = follow(model, example, kept)
+    graph_model = followed.model
+    if isinstance(graph_model, QuantizedModel):
+        check_weights(graph_model)
+        if choice.batch_norm == "fold":
+            fold_batch_norms(graph_model)
+        shapes = Flow(graph_model, example).shapes
+        use_pooling_for_means(graph_model, shapes)
+        use_splits_for_chunks(graph_model, shapes)
+    kept_norms = foldable_norms(graph_model)
+    flow = Flow(graph_model, example, kept_norms)
+    if note is not None:
+        for sentence in (*followed.notes, *kept_notes(flow, followed.kept)):
+            note(sentence)
+    overrides = _overrides(flow, choice)
+    wanted = _wanted(flow, choice, overrides)
+    bits = {name: number for name, (number, _) in wanted.items() if number is not None}
+    if choice.is_dorefa and not choice.rescale:
+        dorefa.check_norms(flow, bits)
+    kept_float = frozenset(name for name, sides in wanted.items() if sides == (None, None))
+    placed = _placed(flow, choice, overrides, kept_float, note)
     container = free_name(graph_model, "activation_quantizers")
     quantizers = {}
-    for group in groups:
+    for group, quantizer in placed:
         name = f"{container}.{group.sites[0].name}"
-        quantizers[name] = _Quantizer(choice.bits_of(group.is_outermost, bits), group.is_unsigned)
+        quantizers[name] = quantizer
+        assert isinstance(graph_model, QuantizedModel)
         insert_after(graph_model, group.sites, name, nn.Identity())
-    return quantizers
+    if isinstance(graph_model, QuantizedModel):
+        graph_model.recompile()
+    for name in (name for names in flow.inner.values() for name in names):
+        inputs = choice.signed if choice.is_dorefa else wanted[name][1]
+        if name not in kept_float and isinstance(inputs, int) and wanted[name][1] is not None:
+            read_through(graph_model.get_submodule(name), nn.Identity())
+            quantizers[f"{name}.{INPUT}"] = _Quantizer(inputs, is_unsigned=False, is_fixed=False)
+    all_shapes = layer_shapes(graph_model, sorted(flow.layers))
+    left = float_norms(graph_model, kept_norms)
+    return _Prepared(graph_model, bits, quantizers, all_shapes, left, followed.kept)
 
 
-def _convert(prepared: _Prepared, ends: dict[str, float]) -> QuantizedModel:
-    """Put Brevitas layers and quantizers in place."""
+_Overrides = list[tuple[set[str], Mapping[str, Bits]]]
+
+
+def _overrides(flow: Flow, choice: Scheme) -> _Overrides:
+    """The layers that each pattern picks, and their bits, in the order given."""
+    every = {name: layer for name, layer in flow.modules.items() if name in flow.layers}
+    found = [(matched(every, pattern), bits) for pattern, bits in choice.overrides.items()]
+    for (names, _), pattern in zip(found, choice.overrides, strict=True):
+        if not names:
+            raise QuantizeError(f"overrides: {no_match(every, pattern)}")
+    return found
+
+
+def _wanted(flow: Flow, choice: Scheme, overrides: _Overrides) -> dict[str, tuple[int | None, int | None]]:
+    """The bits of each layer's weights and, unless others read it as well, of what it reads; None for float."""
+    ends = first_layers(flow) | last_layers(flow)
+    wanted = {}
+    for name in sorted(flow.layers):
+        bits: dict[str, Bits | None] = {"weights": choice.weights, "activations": choice.activations}
+        if name in ends:
+            bits = {side: usual and choice.first_and_last for side, usual in bits.items()}
+        for names, given in overrides:
+            bits |= given if name in names else {}
+        weights, activations = (None if side == "float" else side for side in bits.values())
+        wanted[name] = (weights and min(weights, choice.most_weight_bits), activations)
+    return wanted
+
+
+def _placed(
+    flow: Flow,
+    choice: Scheme,
+    overrides: _Overrides,
+    kept_float: frozenset[str],
+    note: Callable[[str], None] | None,
+) -> list[tuple[ScaleGroup, _Quantizer]]:
+    """The groups of values that get a quantizer, and which."""
+    groups = scale_groups(flow, kept_float)
+    if choice.is_dorefa:
+        if note is not None and choice.signed == "float":
+            dorefa.tell_signed(groups, flow, kept_float, note)
+        groups = dorefa.placed(groups, flow, kept_float, choice.signed != "float")
+    placed = []
+    for group in groups:
+        read_by = {flow.layer(reader) for reader in group.readers}
+        is_fixed = choice.is_dorefa and group.is_unsigned and not read_by <= kept_float | {None}
+        bits: Bits | None = choice.activations
+        if choice.is_dorefa and not is_fixed:
+            bits = bits and choice.signed
+        elif group.is_outermost and choice.first_and_last != "float":
+            bits = bits and choice.first_and_last
+        for names, given in overrides:
+            if "activations" in given and names & read_by:
+                bits = given["activations"]
+        if isinstance(bits, int):
+            placed.append((group, _Quantizer(bits, group.is_unsigned, is_fixed)))
+    return placed
+
+
+def _calibrated(
+    prepared: _Prepared, choice: Scheme, calibration: Iterable[Tensor], channels: int
+) -> nn.Module:
+    """Put Brevitas layers and quantizers in place, with scales and batch-norm statistics of the calibration."""
+    model, keeps_norms = prepared.model, choice.batch_norm == "keep"
+    if keeps_norms:
+        calibration = list(calibration)
+        for number, batch in enumerate(calibration, start=1):
+            check_batch(batch, channels, number)
+    measured = {name: wanted for name, wanted in prepared.quantizers.items() if not wanted.is_fixed}
+    if choice.is_dorefa:
+        # What flows between the layers is of another size than in the float model: its grids are measured with
+        # the weights and the other grids in place.
+        _put_layers(prepared, choice)
+        _put_quantizers(prepared, choice, {name: 1.0 for name in prepared.quantizers if name not in measured})
+        reestimate_batch_norms(model, calibration)
+    seen = observe(model, list(measured), calibration, channels)
+    if not choice.is_dorefa:
+        _put_layers(prepared, choice)
+    ends = {
+        name: seen[name].end(choice.activation_range, wanted.bits, wanted.is_unsigned, choice.percentile)
+        for name, wanted in measured.items()
+    }
+    _put_quantizers(prepared, choice, ends)
+    if keeps_norms:
+        reestimate_batch_norms(model, calibration)
+    return model
+
+
+def _put_layers(prepared: _Prepared, choice: Scheme, measure: bool = True) -> None:
+    """Give the layers their Brevitas form. measure: False where the ends of grids will be loaded."""
     from compress_aug.quantization import layers
 
     model = prepared.model
@@ -201,7 +366,45 @@ def _convert(prepared: _Prepared, ends: dict[str, float]) -> QuantizedModel:
     # The layers draw initial weights, which are then replaced: whoever trains on must not notice.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for name, bits in prepared.bits.items():
-            model.set_submodule(name, layers.quantized_layer(model.get_submodule(name), bits))
-        for name, wanted in prepared.quantizers.items():
-            model.set_submodule(name, layers.quantizer(wanted.bits, ends[name], wanted.is_unsigned))
-    return model.to(device)
+            layer = model.get_submodule(name)
+            if choice.is_dorefa:
+                made = layers.dorefa_layer(layer, bits, choice.rescale)
+            else:
+                how, ends = _weight_ends(layer, bits, choice, measure)
+                made = layers.quantized_layer(layer, bits, scales=choice.weight_scales, how=how, ends=ends)
+            keep_input(layer, made)
+            model.set_submodule(name, made.to(device))
+
+
+@torch.no_grad()
+def _weight_ends(layer: nn.Module, bits: int, choice: Scheme, measure: bool) -> tuple[str, Tensor | None]:
+    """How `layers.quantized_layer` finds the ends of a weight's grids, and the ends where they are measured."""
+    from compress_aug.quantization import layers
+
+    by_formula = choice.weight_range in ("auto", "max")
+    if by_formula and choice.learned_scales:
+        return choice.weight_range, None
+    how = "measured" if choice.learned_scales else "fixed"
+    rows = layers.weight_rows(layer, choice.weight_scales)
+    if not measure:
+        return how, torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
+    if by_formula:
+        return how, layers.formula_ends(rows, bits, choice.weight_range)
+    return how, weight_ends(rows, bits, choice.weight_range, choice.percentile)
+
+
+def _put_quantizers(prepared: _Prepared, choice: Scheme, ends: Mapping[str, float]) -> None:
+    """Put a quantizer wherever an Identity waits for one that has an end of its grid."""
+    from compress_aug.quantization import fast_layers, layers
+
+    model = prepared.model
+    device = device_of(model)
+    for name, end in ends.items():
+        wanted = prepared.quantizers[name]
+        if wanted.is_fixed:
+            made = layers.dorefa_quantizer(wanted.bits)
+        else:
+            made = layers.quantizer(wanted.bits, end, wanted.is_unsigned, choice.learned_scales)
+        model.set_submodule(name, made.to(device))
+    if isinstance(model, QuantizedModel):
+        defer_rectifiers(model, fast_layers.QuantIdentity)

@@ -9,15 +9,22 @@ from torch.nn import functional
 Shapes = dict[fx.Node, torch.Size]
 
 _OUT_OF_PLACE: dict[Any, Any] = {
-    "add_": "add",
-    "mul_": "mul",
-    "relu_": "relu",
-    "clamp_": "clamp",
-    "clip_": "clip",
     torch.relu_: torch.relu,
+    torch.clamp_: torch.clamp,
+    torch.sigmoid_: torch.sigmoid,
     functional.relu_: functional.relu,
     functional.hardtanh_: functional.hardtanh,
+    functional.elu_: functional.elu,
+    functional.leaky_relu_: functional.leaky_relu,
 }
+
+
+def _out_of_place(target: Any) -> Any:
+    """The form of an operation that leaves its input alone; None if that is what it does, or if it has none."""
+    if not isinstance(target, str):
+        return _OUT_OF_PLACE.get(target)
+    is_in_place = target.endswith("_") and not target.endswith("__") and target != "requires_grad_"
+    return target[:-1] if is_in_place and hasattr(torch.Tensor, target[:-1]) else None
 
 
 def free_name(model: nn.Module, name: str) -> str:
@@ -32,13 +39,15 @@ def free_name(model: nn.Module, name: str) -> str:
 
 
 def insert_after(model: fx.GraphModule, nodes: tuple[fx.Node, ...], name: str, module: nn.Module) -> None:
-    """Send the values of each node through one module, before any other node reads them."""
+    """Send the values of each node through one module, before any other node reads them.
+
+    The graph is not compiled anew: that takes as long for one module as for all.
+    """
     model.add_submodule(name, module)
     for node in nodes:
         with model.graph.inserting_after(node):
             called = model.graph.call_module(name, (node,))
         _replace_reads(node, called)
-    model.recompile()
 
 
 def use_module_dropout(model: fx.GraphModule, node: fx.Node) -> None:
@@ -62,9 +71,10 @@ def write_out_of_place(model: fx.GraphModule) -> None:
     for node in model.graph.nodes:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         in_place = node.kwargs.get("inplace") or getattr(module, "inplace", False)
-        if not in_place and node.target not in _OUT_OF_PLACE:
+        other = _out_of_place(node.target) if node.op in ("call_function", "call_method") else None
+        if not in_place and other is None:
             continue
-        node.target = _OUT_OF_PLACE.get(node.target, node.target)
+        node.target = other or node.target
         if "inplace" in node.kwargs:
             node.update_kwarg("inplace", False)
         written = node.all_input_nodes[0]

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from compress_aug.quantization.graph import QUANTIZABLE, QuantizedModel
-from compress_aug.quantization.ops import Scope, has_integer_kernel, moves, never_negative, rectifies
+from compress_aug.quantization.layerwise import in_order, why_float
+from compress_aug.quantization.ops import (
+    Scope,
+    has_integer_kernel,
+    moves,
+    multiplies_matrices,
+    never_negative,
+    rectifies,
+)
 
 
 @dataclass(frozen=True)
@@ -18,40 +26,63 @@ class ScaleGroup:
     sites:        the nodes whose output is quantized, in the order of execution
     is_unsigned:  none of the values can be negative
     is_outermost: the network's input is among them, or a last layer reads them
+    members:      all nodes whose values these are
     """
 
     sites: tuple[fx.Node, ...]
     is_unsigned: bool
     is_outermost: bool
+    members: tuple[fx.Node, ...]
+
+    @property
+    def readers(self) -> set[fx.Node]:
+        """The nodes that read any of the values."""
+        return {user for node in self.members for user in node.users}
 
 
 class Flow:
     """What flows between the nodes of a graph: which values are float tensors, which are only moved.
 
     shapes:   node -> shape of its float tensor, for the example given
+    inner:    name of a module that is kept whole -> its Conv and Linear layers that can be quantized one by one, in
+              the order in which they run. A model without a graph is kept whole itself, under the name ""
+    constant: nodes whose float values depend on no image
     movers:   nodes that move values without computing
-    absorbed: ReLU -> the node it rectifies, where it is the only reader; they are quantized as one
+    absorbed: ReLU -> the node it rectifies, where it is the only reader; they are quantized as one. A batch norm
+              that `norms` names -> the layer that it will be folded into, likewise
     """
 
-    def __init__(self, graph_model: QuantizedModel, example: Tensor) -> None:
-        self.nodes: list[fx.Node] = list(graph_model.graph.nodes)
+    def __init__(self, graph_model: nn.Module, example: Tensor, norms: Iterable[str] = frozenset()) -> None:
+        self.model = graph_model
+        self.nodes: list[fx.Node] = []
         self.modules = dict(graph_model.named_modules())
-        recorder = _Recorder(graph_model)
-        with torch.no_grad():
-            recorder.run(example)
-        self.shapes, self.tuples = recorder.shapes, recorder.tuples
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.tuples: set[fx.Node] = set()
+        if isinstance(graph_model, QuantizedModel):
+            self.nodes = list(graph_model.graph.nodes)
+            recorder = _Recorder(graph_model)
+            with torch.no_grad():
+                recorder.run(example)
+            self.shapes, self.tuples = recorder.shapes, recorder.tuples
+        self.inner = self._inner_layers(graph_model, example)
+        self.constant: set[fx.Node] = set()
+        for node in self.nodes:
+            if self._is_constant(node):
+                self.constant.add(node)
         self.movers: set[fx.Node] = set()
         self.absorbed: dict[fx.Node, fx.Node] = {}
+        folded = frozenset(norms)
         for node in self.nodes:
             if self._only_moves(node):
                 self.movers.add(node)
-            elif rectifies(node, self.modules):
+            elif rectifies(node, self.modules) or node.target in folded:
                 self._absorb(node)
 
     @property
     def layers(self) -> frozenset[str]:
-        """The names of all Conv and Linear layers that run."""
-        return frozenset(name for name in map(self.layer, self.nodes) if name is not None)
+        """The names of all Conv and Linear layers that run, those within modules that are kept whole included."""
+        own = {name for name in map(self.layer, self.nodes) if name is not None}
+        return frozenset(own.union(*self.inner.values()))
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose float values this one reads, constants left out."""
@@ -67,11 +98,46 @@ class Flow:
         layer = self.layer(node)
         if layer is not None:
             return layer not in kept_float
-        return has_integer_kernel(node, self.modules)
+        # With a constant that was never quantized, there is none.
+        varying = self.constant.isdisjoint(node.all_input_nodes)
+        return varying and has_integer_kernel(node, self.modules)
+
+    def makes_integers(self, node: fx.Node, kept_float: frozenset[str]) -> bool:
+        """Whether an integer kernel puts out integers; a product of matrices may as well put out floats.
+
+        The scores of attention are such a product, and the softmax that reads them has no integer kernel: the
+        rounding in between would cost resolution for nothing.
+        """
+        return self.computes_integers(node, kept_float) and not multiplies_matrices(node)
+
+    def inner_of(self, node: fx.Node) -> list[str]:
+        """The layers that a node quantizes one by one, if it calls a module that is kept whole."""
+        return self.inner.get(str(node.target), []) if node.op == "call_module" else []
 
     def makes_tensor(self, node: fx.Node) -> bool:
         """Whether a node computes a float tensor of new values."""
         return node in self.shapes and node not in self.movers and node not in self.absorbed
+
+    def _inner_layers(self, model: nn.Module, example: Tensor) -> dict[str, list[str]]:
+        called = [str(node.target) for node in self.nodes if node.op == "call_module"] if self.nodes else [""]
+        direct = {name for name in called if isinstance(self.modules[name], QUANTIZABLE)}
+        if direct.issuperset(n for n, module in self.modules.items() if isinstance(module, QUANTIZABLE)):
+            return {}
+        inner: dict[str, list[str]] = {}
+        for name in in_order(model, example):
+            if name in direct or why_float(self.modules[name]):
+                continue
+            owner = next((o for o in called if o == "" or name.startswith(f"{o}.")), None)
+            if owner is not None:
+                inner.setdefault(owner, []).append(name)
+        return inner
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return True
+        if node.op == "placeholder" or node not in self.shapes:
+            return False
+        return self.constant.issuperset(self.sources(node))
 
     def _only_moves(self, node: fx.Node) -> bool:
         sources = self.sources(node)
@@ -121,12 +187,12 @@ def first_layers(flow: Flow) -> frozenset[str]:
     for node in flow.nodes:
         if raw.isdisjoint(flow.sources(node)):
             continue
-        layer = flow.layer(node)
-        if layer is None:
+        layer, inner = flow.layer(node), flow.inner_of(node)
+        if layer is None and not inner:
             raw.add(node)
         else:
-            first.add(layer)
-    return frozenset(first)
+            first.add(inner[0] if layer is None else layer)
+    return frozenset(first).union(flow.inner[""][:1] if "" in flow.inner else ())
 
 
 def last_layers(flow: Flow) -> frozenset[str]:
@@ -136,13 +202,13 @@ def last_layers(flow: Flow) -> frozenset[str]:
     seen = set(reaching)
     while reaching:
         node = reaching.pop()
-        layer = flow.layer(node)
-        if layer is not None:
-            last.add(layer)
+        layer, inner = flow.layer(node), flow.inner_of(node)
+        if layer is not None or inner:
+            last.add(inner[-1] if layer is None else layer)
             continue
         reaching += [source for source in flow.sources(node) if source not in seen]
         seen.update(reaching)
-    return frozenset(last)
+    return frozenset(last).union(flow.inner[""][-1:] if "" in flow.inner else ())
 
 
 def scale_groups(flow: Flow, kept_float: frozenset[str]) -> list[ScaleGroup]:
@@ -163,14 +229,22 @@ def scale_groups(flow: Flow, kept_float: frozenset[str]) -> list[ScaleGroup]:
         made = [node for node in members if flow.makes_tensor(node)]
         readers = {user for node in members for user in node.users}
         is_read = any(flow.computes_integers(user, kept_float) for user in readers)
-        is_made = any(flow.computes_integers(node, kept_float) for node in made)
+        is_made = any(flow.makes_integers(node, kept_float) for node in made)
         if not is_read and not (is_made and any(leads[node] for node in made)):
             continue
-        sites = tuple(rectified.get(node, node) for node in made)
+        sites = tuple(_end_of(node, rectified) for node in made)
         is_input = any(node.op == "placeholder" for node in made)
         is_outermost = is_input or any(flow.layer(user) in last for user in readers)
-        groups.append(ScaleGroup(sites, all(nonnegative[site] for site in sites), is_outermost))
+        is_unsigned = all(nonnegative[site] for site in sites)
+        groups.append(ScaleGroup(sites, is_unsigned, is_outermost, tuple(members)))
     return groups
+
+
+def _end_of(node: fx.Node, absorbing: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The last of the nodes that are quantized as one with this one."""
+    while node in absorbing:
+        node = absorbing[node]
+    return node
 
 
 def _nonnegative(flow: Flow) -> dict[fx.Node, bool]:

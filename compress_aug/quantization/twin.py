@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from compress_aug.quantization.bits import is_brevitas
+from compress_aug.quantization.bits import is_brevitas, is_quantized
 from compress_aug.quantization.graph import QUANTIZABLE
+from compress_aug.quantization.layerwise import read_directly
 from compress_aug.surgery import copy_model, replace_log
 
 
@@ -15,6 +16,11 @@ def without_quantizers(model: nn.Module) -> nn.Module:
     is copied as it is, log included.
     """
     twin = copy_model(model)
+    if not is_quantized(twin):
+        return twin
+    for module in list(twin.modules()):
+        if isinstance(module, QUANTIZABLE):
+            read_directly(module)
     tops: list[str] = []
     for name, module in twin.named_modules():
         # Parents come before their parts, of which Brevitas layers have many.
@@ -23,8 +29,7 @@ def without_quantizers(model: nn.Module) -> nn.Module:
     for name in tops:
         # Brevitas' own switch for its quantizers would not do: with it off, a layer forgets its mask.
         twin.set_submodule(name, _plain(twin.get_submodule(name)))
-    if tops:
-        replace_log(twin, [])
+    replace_log(twin, [])
     return twin
 
 

@@ -13,8 +13,10 @@ from compress_aug.folders import shipped
 from compress_aug.reading import Document, dotted, plain_scalar, read_yaml
 from compress_aug.recipe.build import VERSION, Build
 from compress_aug.schedule import falls
-from compress_aug.stages import STAGES, Outlook, Stage, Train
+from compress_aug.stages import STAGES, Outlook, Quantize, Stage, Train
 from compress_aug.stages.base import percent
+from compress_aug.stages.saturation import has_8_bit_weights, said
+from compress_aug.targets import load_target
 
 # Measured on a small residual net: from 0.1 on, 4- and 2-bit nets fall to chance.
 QAT_LR = 0.02
@@ -47,7 +49,8 @@ class Recipe:
         if not self.stages:
             raise RecipeError(f"{self.name}: stages is empty; a recipe needs at least one")
         outlooks, problems = [], []
-        outlook = start
+        # Of this recipe's target, not of the one that the start was made for.
+        outlook = replace(start, int8_saturates=load_target(self.target).int8_saturates)
         for number, stage in enumerate(self.stages):
             try:
                 outlook = stage.foresee(outlook)
@@ -67,7 +70,8 @@ class Recipe:
         """The timeline, a row of short texts per stage: stage, epochs, lr, magnitude, sparsity, bits, objective."""
         rows = []
         for stage, outlook in zip(self.stages, self.foresee(start), strict=True):
-            bits = f"w{outlook.weight_bits} a{outlook.activation_bits}" if outlook.quantized else "float"
+            weights = " auto" if outlook.auto_bits else outlook.weight_bits
+            bits = f"w{weights} a{outlook.activation_bits}" if outlook.quantized else "float"
             row = {"epochs": "", "lr": "", "magnitude": "", "objective": "", **stage.plan()}
             extra = f", {outlook.attached} blocks attached" if outlook.attached else ""
             rows.append(
@@ -99,6 +103,11 @@ class Recipe:
                 f"a `train` after `quantize` begins at lr {max(fast):g}; batch norms are folded by then, and sgd "
                 f"above {QAT_LR:g} often ends at chance, at few bits above all"
             )
+        target = load_target(self.target)
+        if target.int8_saturates and any(
+            has_8_bit_weights(s) for s in self.stages if isinstance(s, Quantize)
+        ):
+            found.append(said(target.name))
         augments = [s.augment for s in self.stages if isinstance(s, Train)]
         # Of magnitudes that are drawn, weak ones may be chosen: how strong they are is not known.
         levels = [augment.magnitude for augment in augments if not augment.random_magnitude]

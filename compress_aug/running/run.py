@@ -25,6 +25,7 @@ from compress_aug.running.folder import (
     make_writable,
     new_folder,
 )
+from compress_aug.running.judging import accuracies
 from compress_aug.running.start import (
     Began,
     beginning_of,
@@ -35,7 +36,7 @@ from compress_aug.running.start import (
     told,
 )
 from compress_aug.running.stored import at_home, check_same_files, portable, store
-from compress_aug.running.walk import Walk, finished_state, measured, test_accuracy
+from compress_aug.running.walk import Walk, finished_state, measured
 from compress_aug.stages import State
 from compress_aug.surgery import copy_model
 from compress_aug.targets import Target, load_target
@@ -297,7 +298,7 @@ def _original(
         "bytes": None,
         "latency_ms": None,
         # A model fresh from its factory has learned nothing yet.
-        "accuracy": test_accuracy(model, data) if known else None,
+        "accuracy": accuracies(model, data).get("accuracy") if known else None,
     }
     if with_file and any(stage.word == "export" for stage in recipe.stages):
         path = folder.path / "original.onnx"

@@ -29,10 +29,11 @@ from compress_aug.errors import (
     UserError,
     WorkError,
 )
-from compress_aug.progress import EpochProgress
+from compress_aug.progress import EpochProgress, counting
 from compress_aug.quantization import is_quantized, mean_weight_bits
 from compress_aug.recipe import Recipe
 from compress_aug.running.folder import RunFolder, outlook_to_json
+from compress_aug.running.judging import accuracies, worse_than_calibrated
 from compress_aug.stages import Outlook, Setup, Stage, State
 from compress_aug.surgery import freeze
 from compress_aug.targets import Target
@@ -122,10 +123,6 @@ class Walk:
         # prune between two trainings then see the same images in the same order.
         seed = mixed_seed(self.recipe.seed, stage.word, ordinal)
 
-        def note(line: str) -> None:
-            record["notes"].append(line)
-            self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-
         return Setup(
             data=self.data,
             target=self.target,
@@ -137,11 +134,20 @@ class Walk:
             original=self.report["original"],
             metadata=self.metadata,
             record=record.__setitem__,
-            note=note,
+            note=partial(self._note, record),
             images=partial(self._images, seed),
             rehearsal=self.rehearsal,
             following=self.recipe.stages[index + 1 :],
+            counting=partial(counting, self.console),
+            show=self._show,
         )
+
+    def _note(self, record: dict[str, Any], line: str) -> None:
+        record["notes"].append(line)
+        self._show(line)
+
+    def _show(self, line: str) -> None:
+        self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _fit(self, title: str, training: Any, *, checkpoint: Path | None = None) -> Any:
         with EpochProgress(self.console, title) as progress:
@@ -174,22 +180,27 @@ class Walk:
     def _row(
         self, index: int, stage: Stage, state: State, record: dict[str, Any], seconds: float
     ) -> dict[str, Any]:
-        model = state.model
+        model, note = state.model, partial(self._note, record)
         row: dict[str, Any] = {
             "index": index,
             "word": stage.word,
             "title": stage.title(),
             "seconds": round(seconds, 3),
             "accuracy": None,
+            "validation_accuracy": None,
             "loss": record.get("loss"),
         }
         previous = self.report["stages"][-1] if self.report["stages"] else None
         sizes = ("sparsity", "parameters", "nonzero_parameters", "macs", "bits")
         if stage.changes_model or previous is None:
-            row["accuracy"] = test_accuracy(model, self.data) if stage.changes_model else None
+            row |= accuracies(model, self.data, note) if stage.changes_model else {}
             row |= measured(model, self.data.image_shape)
         else:
             row |= {name: previous[name] for name in sizes}
+        if stage.word == "train" and not self.rehearsal:
+            warning = worse_than_calibrated(row, self.report["stages"], self.data)
+            if warning:
+                note(warning)
         extra = {k: v for k, v in record.items() if k not in ("export", "loss")}
         return {**row, "magnitude": None, "history": None, **extra}
 
@@ -253,13 +264,6 @@ def measured(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, A
         "macs": measure.macs(model, image_shape),
         "bits": {"weights": weights},
     }
-
-
-def test_accuracy(model: nn.Module, data: Data) -> float | None:
-    """Accuracy on the test split in [0, 1], for the report only; None without one."""
-    if not len(data.test):
-        return None
-    return measure.accuracy(model, data.test.batches(1000), data.normalise)
 
 
 def _summary(row: dict[str, Any]) -> str:

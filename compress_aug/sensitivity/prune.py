@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from compress_aug.batch import Batch
@@ -12,7 +11,7 @@ from compress_aug.errors import PruneError
 from compress_aug.measure import effective_weight
 from compress_aug.pruning import mask_smallest
 from compress_aug.sensitivity.result import Sensitivity
-from compress_aug.sensitivity.scan import Change, Progress, scan
+from compress_aug.sensitivity.scan import Change, Progress, other_weight, scan
 from compress_aug.surgery import copy_model
 
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -26,7 +25,7 @@ def scan_pruning(
     layers: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """The accuracy with the smallest weights of one layer alone at zero, for each layer and each sparsity.
+    """Accuracy and loss with the smallest weights of one layer alone at zero, for each layer and each sparsity.
 
     batches:    raw images that the model was not trained on, on its device: of the validation split, never the test
                 split, because what is chosen by a scan is chosen by its images
@@ -72,18 +71,8 @@ def masked(layer: nn.Module, sparsity: float) -> Iterator[None]:
     >>> int((layer.weight == 0).sum())
     0
     """
-    pruned = effective_weight(mask_smallest(copy_model(layer), sparsity))
-    # Behind a mask lies the tensor that the layer computes its weight from in each pass.
-    held = layer.weight_orig if hasattr(layer, "weight_orig") else layer.weight
-    assert isinstance(held, Tensor)
-    before = held.detach().clone()
-    with torch.no_grad():
-        held.copy_(pruned)
-    try:
+    with other_weight(layer, effective_weight(mask_smallest(copy_model(layer), sparsity))):
         yield
-    finally:
-        with torch.no_grad():
-            held.copy_(before)
 
 
 def has_zeros(layer: nn.Module, sparsity: float) -> bool:

@@ -1,7 +1,10 @@
-"""What a scan found: the accuracy with each layer changed alone, and how much of the change each layer bears."""
+"""What a scan found: accuracy and loss with each layer changed alone, and how much of the change each layer bears."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from compress_aug.quantization.bits import FLOAT_BITS
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class LayerScan:
     sparsity:   share of its weights that was zero before, in [0, 1]
     accuracies: in [0, 1], one for each amount of the scan
     already:    how many of the first amounts the layer had before the scan; their accuracy is that of the model
+    cross_entropies: the mean loss of an image in nats, one for each amount: it tells apart what the accuracy of few
+                images does not
     """
 
     name: str
@@ -23,18 +28,20 @@ class LayerScan:
     sparsity: float
     accuracies: tuple[float, ...]
     already: int = 0
+    cross_entropies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """All layers of a scan.
 
-    kind:    of the change, "prune"
-    amounts: how much was changed, the mildest first; of kind "prune" sparsities in [0, 1)
+    kind:    of the change: "prune", "bits" (of the layer's weights), "bits with inputs" (and of what the layer reads)
+    amounts: how much was changed, the mildest first: sparsities in [0, 1) of kind "prune", else bits, 8 before 2
     base:    accuracy in [0, 1] with nothing changed
     images:  how many the accuracies are of
     macs:    multiply-accumulates of all convolution and linear layers for one image, scanned or not
     layers:  in the model's own order
+    base_cross_entropy: the mean loss of an image in nats with nothing changed
 
     >>> layers = (LayerScan("stem", 100, 900, 0.0, (0.91, 0.62)), LayerScan("head", 300, 300, 0.0, (0.9, 0.893)))
     >>> found = Sensitivity("prune", (0.5, 0.9), 0.9, 1000, 1200, layers)
@@ -52,12 +59,24 @@ class Sensitivity:
     images: int
     macs: int
     layers: tuple[LayerScan, ...]
+    base_cross_entropy: float = math.nan
+
+    def heads(self) -> tuple[str, ...]:
+        """Each amount as it stands above its column: "0.5", or "4 bits"."""
+        return tuple(f"{amount:g}" if self.kind == "prune" else f"{amount:g} bits" for amount in self.amounts)
 
     def losses(self) -> dict[str, tuple[float, ...]]:
         """Accuracy lost at each amount by name of the layer, in points (0..100); below 0 where it rose."""
         # Rounded, because 0.90 - 0.89 is a little more than one point.
         return {
             layer.name: tuple(round(100 * (self.base - accuracy), 6) for accuracy in layer.accuracies)
+            for layer in self.layers
+        }
+
+    def loss_increases(self) -> dict[str, tuple[float, ...]]:
+        """How much the cross-entropy grows at each amount by name of the layer, in nats; below 0 where it fell."""
+        return {
+            layer.name: tuple(loss - self.base_cross_entropy for loss in layer.cross_entropies)
             for layer in self.layers
         }
 
@@ -83,11 +102,26 @@ class Sensitivity:
         return words
 
     def together(self, tolerance: float) -> float:
-        """The sparsity of all layers together if each had what it bears, in [0, 1]; for the kind "prune"."""
+        """What all layers together come to if each had what it bears: a sparsity in [0, 1], or mean bits of a weight.
+
+        A layer that bears no bits of the scan counts as float.
+        """
         bearable = self.bearable(tolerance)
-        zeros = sum(max(bearable[one.name] or 0.0, one.sparsity) * one.parameters for one in self.layers)
-        return zeros / sum(one.parameters for one in self.layers)
+        if self.kind == "prune":
+            each = {one.name: max(bearable[one.name] or 0.0, one.sparsity) for one in self.layers}
+        else:
+            each = {name: bits or FLOAT_BITS for name, bits in bearable.items()}
+        total = sum(each[one.name] * one.parameters for one in self.layers)
+        return total / sum(one.parameters for one in self.layers)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for a file that other programs read."""
-        return asdict(self)
+        """Plain data, for a file that other programs read; a loss that is no number is null."""
+        found = asdict(self)
+        found["base_cross_entropy"] = _finite(self.base_cross_entropy)
+        for layer in found["layers"]:
+            layer["cross_entropies"] = [_finite(loss) for loss in layer["cross_entropies"]]
+        return found
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,12 +1,13 @@
 """The scan itself, for any change of a layer that can be made and undone: one pass for each layer and amount."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compress_aug import measure
 from compress_aug.batch import Batch
@@ -25,11 +26,14 @@ class Change:
     kind:  its name, "prune"
     apply: (layer, amount) -> a context within which the layer is changed; behind it the layer is as before
     has:   (layer, amount) -> whether the layer is so already, and nothing would change
+    watch: (layers by name) -> a context around the first pass, that over the unchanged model: what is needed of the
+           values that flow through the layers can be looked at there
     """
 
     kind: str
     apply: Callable[[nn.Module, float], AbstractContextManager[None]]
     has: Callable[[nn.Module, float], bool]
+    watch: Callable[[Mapping[str, nn.Module]], AbstractContextManager[None]] = lambda layers: nullcontext()
 
 
 def scan(
@@ -42,7 +46,7 @@ def scan(
     layers: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """The accuracy with each convolution and linear layer changed alone, by each amount.
+    """Accuracy and loss with each convolution and linear layer changed alone, by each amount.
 
     batches:   raw images on the model's device; read once
     normalise: uint8 images (N, C, H, W) -> float inputs of the model
@@ -63,12 +67,13 @@ def scan(
     passes = [(name, amount) for name, layer in chosen.items() for amount in _new(change, layer, amounts)]
     tell = progress or (lambda done, total: None)
     tell(0, 1 + len(passes))
-    base, images = measure.correct(copy, held, normalise)
-    right: dict[tuple[str, float], int] = {}
+    with change.watch(chosen):
+        base = _judged(copy, held, normalise)
+    found: dict[tuple[str, float], _Judged] = {}
     for name, amount in passes:
-        tell(1 + len(right), 1 + len(passes))
+        tell(1 + len(found), 1 + len(passes))
         with change.apply(chosen[name], amount):
-            right[name, amount] = measure.correct(copy, held, normalise)[0]
+            found[name, amount] = _judged(copy, held, normalise)
     tell(1 + len(passes), 1 + len(passes))
     macs = layer_macs(copy, normalise(held[0].images[:1]))
     rows = tuple(
@@ -77,12 +82,58 @@ def scan(
             parameters=measure.effective_weight(layer).numel(),
             macs=macs.get(name),
             sparsity=float((measure.effective_weight(layer) == 0).double().mean()),
-            accuracies=tuple(right.get((name, amount), base) / images for amount in amounts),
+            accuracies=tuple(found.get((name, amount), base).accuracy for amount in amounts),
             already=len(amounts) - len(_new(change, layer, amounts)),
+            cross_entropies=tuple(found.get((name, amount), base).cross_entropy for amount in amounts),
         )
         for name, layer in chosen.items()
     )
-    return Sensitivity(change.kind, tuple(amounts), base / images, images, sum(macs.values()), rows)
+    return Sensitivity(
+        change.kind,
+        tuple(amounts),
+        base.accuracy,
+        sum(len(batch) for batch in held),
+        sum(macs.values()),
+        rows,
+        base.cross_entropy,
+    )
+
+
+@contextmanager
+def other_weight(layer: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Within it, the layer computes with this weight; behind it, with its own again, bit for bit.
+
+    weight: of the layer's own shape; under a mask its hidden values stay hidden
+    """
+    # Behind a mask lies the tensor that the layer computes its weight from in each pass.
+    held = layer.weight_orig if hasattr(layer, "weight_orig") else layer.weight
+    assert isinstance(held, Tensor)
+    before = held.detach().clone()
+    with torch.no_grad():
+        held.copy_(weight)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            held.copy_(before)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    accuracy: float
+    cross_entropy: float
+
+
+@torch.no_grad()
+def _judged(model: nn.Module, batches: list[Batch], normalise: Callable[[Tensor], Tensor]) -> _Judged:
+    """Accuracy in [0, 1] and mean cross-entropy in nats of a model in eval mode, in one pass."""
+    right = loss = total = 0.0
+    for batch in batches:
+        logits = model(normalise(batch.images))
+        right += float((logits.argmax(1) == batch.targets).sum())
+        loss += float(functional.cross_entropy(logits, batch.targets, reduction="sum"))
+        total += len(batch)
+    return _Judged(right / total, loss / total)
 
 
 @torch.no_grad()

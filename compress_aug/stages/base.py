@@ -1,11 +1,15 @@
 """What a stage is: a frozen pydantic class that can foresee itself without torch, and run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+from compress_aug.progress import counting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -40,6 +44,9 @@ class Outlook:
     epochs:        trained so far
     cut:           what channels were cut to: {"macs": 0.5}; how many, only the model can tell
     files:         what was exported so far
+    zero_weights:  whether a weight can be zero: not on the levels of DoReFa
+    auto_bits:     the bits of weights are picked when the stage runs; weight_bits is the most that there may be
+    int8_saturates: of the recipe's target: where weights of 8 bits get 7
     """
 
     sparsity: float = 0.0
@@ -50,6 +57,9 @@ class Outlook:
     epochs: int = 0
     cut: Mapping[str, float] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    zero_weights: bool = True
+    auto_bits: bool = False
+    int8_saturates: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -68,6 +78,9 @@ class State:
     kept: Mapping[str, object] = field(default_factory=dict)
 
 
+_uncounted = partial(counting, None)
+
+
 @dataclass(frozen=True)
 class Setup:
     """What stays the same while stages come and go.
@@ -80,9 +93,11 @@ class Setup:
     metadata:     written into exported files
     record:       adds a key to this stage's row of report.json
     note:         says one line to the user and keeps it in the stage's row
+    show:         says one line to the user and keeps it nowhere, such as a table of what `record` keeps
     rehearsal:    nothing is trained or judged, only tried: what a check of the recipe runs with
     images:       normalised float batches (N, C, H, W) of the training images, as many as asked for
     following:    the stages after this one: in which form a file will be, say
+    counting:     a bar for long work: title -> a context that gives a function to tell (done, total)
     """
 
     data: "Data"
@@ -99,6 +114,8 @@ class Setup:
     images: "Callable[[int], list[Tensor]]"
     rehearsal: bool = False
     following: "Sequence[Stage]" = ()
+    counting: Callable[[str], AbstractContextManager[Callable[[int, int], None]]] = _uncounted
+    show: Callable[[str], None] = lambda line: None
 
     def example(self) -> "Tensor":
         """One normalised black image (1, C, H, W) on the run's device: enough to follow the model's layers."""

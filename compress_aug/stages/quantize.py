@@ -3,10 +3,15 @@
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from compress_aug.errors import RecipeError
+from compress_aug.errors import QuantizeError, RecipeError
+from compress_aug.scheme import Scheme, chosen, usual
+from compress_aug.stages.auto_bits import Auto, check_keys, choose, possible_bits, tell
 from compress_aug.stages.base import FLOAT_BITS, Outlook, Setup, Stage, State
+from compress_aug.stages.saturation import MOST_BITS, has_8_bit_weights, said, unsaturated
+from compress_aug.stages.unsigned import said as unsigned_said
+from compress_aug.stages.unsigned import without_8_bits
 
 
 def _bits(given: Any) -> Any:
@@ -16,6 +21,9 @@ def _bits(given: Any) -> Any:
 
 
 Bits = Annotated[int | Literal["float"], BeforeValidator(_bits)]
+Ends = Annotated[
+    int | Literal["float", "auto"], BeforeValidator(lambda given: given if given == "auto" else _bits(given))
+]
 
 
 class Quantize(Stage):
@@ -23,15 +31,78 @@ class Quantize(Stage):
 
     word: ClassVar[str] = "quantize"
 
+    scheme: Literal["integer", "dorefa"] = Field(
+        "integer", description="integer: grids fitted to the values; dorefa: DoReFa's fixed levels, 2..7 bits"
+    )
     weights: Bits = Field(8, description="bits 2..8, or float")
     activations: Bits = Field(8, description="bits 2..8, or float")
-    first_and_last: Bits = Field(8, description="bits of the first and the last layer, or float")
+    first_and_last: Ends | None = Field(
+        None,
+        validate_default=True,
+        description="bits of the first and the last layer, or float; by default 8, with dorefa float; auto: with "
+        "bits: auto they are picked as well",
+    )
+    bits: Auto | None = Field(
+        None, description="auto: those of each layer's weights are picked by what they cost, within size_mb"
+    )
+    size_mb: float | None = Field(
+        None,
+        gt=0,
+        description="for bits: auto: what the model stores, in 10^6 bytes, k bits for a weight of k bits",
+    )
+    choices: list[int] | None = Field(
+        None, description="for bits: auto: bits to pick from, [2, 4, 8] by default"
+    )
+    overrides: dict[str, dict[Literal["weights", "activations"], Bits]] | None = Field(
+        None,
+        min_length=1,
+        description="name, glob or type of layers -> weights and activations (what the layer reads); later ones win",
+    )
+    weight_scales: Literal["channel", "tensor"] = Field(
+        "channel", description="a scale for each output channel, or one for each layer"
+    )
+    weight_range: Literal["auto", "max", "percentile", "mse"] = Field(
+        "auto",
+        description="where a weight's grid ends; auto: max from 6 bits on, below the best for normal weights",
+    )
+    activation_range: Literal["mse", "max", "percentile"] = Field(
+        "mse",
+        description="where a grid between layers ends at first: least squared error, largest value, percentile",
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="of magnitudes that are not zero, for ranges by percentile"
+    )
+    learned_scales: bool = Field(True, description="false: scales stay as calibrated while weights train")
+    batch_norm: Literal["fold", "keep"] | None = Field(
+        None,
+        validate_default=True,
+        description="fold into the layer before, or keep for training; by default fold, with dorefa keep",
+    )
+    signed: Bits | None = Field(
+        None,
+        validate_default=True,
+        description="dorefa: bits of what may be negative (summands, linear bottlenecks), 8 by default, or float",
+    )
+    rescale: bool = Field(
+        False, description="dorefa: layers get their mean size back, for nets without batch norm"
+    )
     calibrate: int = Field(1024, ge=1, description="training images that set the scales")
 
+    @field_validator("first_and_last", "batch_norm", "signed")
+    @classmethod
+    def _of_scheme(cls, given: Any, info: ValidationInfo) -> Any:
+        return usual(info.data.get("scheme", ""), str(info.field_name)) if given is None else given
+
     @model_validator(mode="after")
-    def _something(self) -> "Quantize":
-        if self.weights == self.activations == "float":
+    def _possible(self) -> "Quantize":
+        exceptions = [bits for given in (self.overrides or {}).values() for bits in given.values()]
+        if {self.weights, self.activations, *exceptions} == {"float"}:
             raise ValueError("weights and activations are both float: nothing would be quantized")
+        check_keys(self)
+        try:
+            self._choice(saturates=False)
+        except QuantizeError as error:
+            raise ValueError(str(error).rstrip(".")) from None
         return self
 
     def foresee(self, outlook: Outlook) -> Outlook:
@@ -39,32 +110,98 @@ class Quantize(Stage):
             raise RecipeError("the model is quantized already; one quantize stage sets all bits")
         if outlook.attached:
             raise RecipeError("quantize cannot follow attach: drop the attached layers first")
-        return replace(outlook, weight_bits=_number(self.weights), activation_bits=_number(self.activations))
+        if self.scheme == "dorefa" and outlook.sparsity > 0:
+            raise RecipeError(
+                "scheme: dorefa has no level at zero, so that no pruned weight would stay zero: choose scheme: integer"
+            )
+        choice = self._choice(saturates=outlook.int8_saturates)
+        weights = [choice.weights, *(bits.get("weights") for bits in choice.overrides.values())]
+        if choice.is_dorefa and outlook.int8_saturates and MOST_BITS in weights:
+            raise RecipeError(
+                f"DoReFa weights of {MOST_BITS} bits are integers of 8, and the target adds int8 products with "
+                f"saturation: choose at most {MOST_BITS - 1}"
+            )
+        activations = [choice.activations, *(bits.get("activations") for bits in choice.overrides.values())]
+        return replace(
+            outlook,
+            weight_bits=_nominal(weights),
+            activation_bits=_nominal(activations),
+            zero_weights=not choice.is_dorefa,
+            auto_bits=self.bits == "auto",
+        )
 
     def title(self) -> str:
-        return f"quantize w{_short(self.weights)} a{_short(self.activations)}"
+        return self._title(self.weights)
+
+    def _title(self, weights: Bits) -> str:
+        if self.bits == "auto":
+            return f"quantize w auto, ≤ {self.size_mb:g} MB, a{_short(self.activations)}"
+        scheme = "dorefa " if self.scheme == "dorefa" else ""
+        return f"quantize {scheme}w{_short(weights)} a{_short(self.activations)}"
+
+    def possible_weights(self) -> list[Bits]:
+        """The bits that the weights of most layers may get: one number, or what bits: auto picks from."""
+        return [self.weights] if self.bits is None else [*possible_bits(self)]
+
+    def for_trials(self, images: int) -> "Quantize":
+        """The same stage for files that are thrown away: fewer images, and the most bits that may be picked."""
+        update: dict[str, Any] = {"calibrate": min(self.calibrate, images)}
+        if self.bits == "auto":
+            options = self._options(saturates=False)
+            update |= {name: options[name] for name in ("weights", "first_and_last")}
+            update |= dict.fromkeys(("bits", "size_mb", "choices"))
+        return self.model_copy(update=update)
+
+    def _choice(self, *, saturates: bool) -> Scheme:
+        return chosen(**self._options(saturates))
+
+    def _options(self, saturates: bool) -> dict[str, Any]:
+        """What `quantize` is called with, calibration left out."""
+        overrides = {
+            pattern: {
+                side: unsaturated(bits, saturates) if side == "weights" else bits
+                for side, bits in given.items()
+            }
+            for pattern, given in (self.overrides or {}).items()
+        }
+        options = self.model_dump(exclude={"calibrate", "overrides", "bits", "size_mb", "choices"})
+        if self.bits == "auto":
+            options["weights"] = max(self.possible_weights())
+        if self.first_and_last == "auto":
+            # Of their weights nothing stays with it; of what the network and its last layer read it does.
+            options["first_and_last"] = usual(self.scheme, "first_and_last")
+        options["weights"] = unsaturated(options["weights"], saturates)
+        # For the ends, where one number stands for weights and for activations, which keep their bits.
+        options["most_weight_bits"] = unsaturated(8, saturates)
+        for side in ("weights", "activations"):
+            options[side] = None if options[side] == "float" else options[side]
+        return {**options, "overrides": overrides}
 
     def run(self, state: State, setup: Setup) -> State:
         from compress_aug.quantization import quantize
 
-        weights, ends = (_unsaturated(bits, setup) for bits in (self.weights, self.first_and_last))
-        if (weights, ends) != (self.weights, self.first_and_last):
-            setup.note(
-                f"weights get 7 bits instead of 8: {setup.target.name} adds int8 products with saturation"
-            )
-        model = quantize(
-            state.model,
-            setup.example(),
-            weights=None if weights == "float" else weights,
-            activations=None if self.activations == "float" else self.activations,
-            first_and_last=ends,
-            calibration=setup.images(self.calibrate),
-        )
+        saturates = setup.target.int8_saturates
+        if saturates and has_8_bit_weights(self):
+            setup.note(said(setup.target.name))
+            setup.record("title", self._title(unsaturated(self.weights, saturates)))
+        options, images = self._options(saturates), setup.images(self.calibrate)
+        if setup.target.form == "tensorrt" and options != (signed := without_8_bits(options)):
+            options = signed
+            setup.note(unsigned_said(setup.target.name))
+        picked = choose(self, state.model, options, images, setup) if self.bits == "auto" else None
+        if picked is not None:
+            given = options["overrides"]
+            given |= {name: {**given.get(name, {}), "weights": bits} for name, bits in picked.bits.items()}
+        model = quantize(state.model, setup.example(), **options, calibration=images, note=setup.note)
+        if picked is not None:
+            tell(picked, model, setup)
         return replace(state, model=model)
 
 
-def _unsaturated(bits: Any, setup: Setup) -> Any:
-    return 7 if setup.target.int8_saturates and bits == 8 else bits
+def _nominal(bits: list[Any]) -> int:
+    """The bits of all layers but exceptions; where only exceptions are quantized, the fewest of theirs."""
+    numbers = [_number(one) for one in bits if one is not None]
+    return min(numbers, default=FLOAT_BITS) if bits[0] is None else _number(bits[0])
 
 
 def _number(bits: int | str) -> int:

@@ -54,6 +54,18 @@ class Train(Stage):
     clip_norm: float | None = Field(None, gt=0, description="gradients are scaled down to this total norm")
     weights: Literal["last", "best"] = Field("last", description="best: of the epoch best on validation")
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    freeze_scales: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="from this share of the stage on learned scales stay; 0.9 unless lr is constant; 1 for never",
+    )
+    freeze_batch_norm: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="from this share of the stage on batch-norm statistics stay; 0.8 if quantized and lr falls",
+    )
     augment: Augment = Augment()
     distill: Distill | None = None
     prune: Gradual | None = None

@@ -17,7 +17,8 @@ from compress_aug.batch import Batch
 from compress_aug.data import Data
 from compress_aug.errors import ModelError, TrainingError
 from compress_aug.precision import choose_precision
-from compress_aug.quantization import is_quantized
+from compress_aug.quantization import is_quantized, learned_scales
+from compress_aug.training.freezing import Freezing
 from compress_aug.training.objective import CrossEntropy, Objective
 from compress_aug.training.settings import Settings, build_optimizer, lr_factor, mixed_seed
 
@@ -84,10 +85,12 @@ class Training:
         self.layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
         self.model = model.to(self.fabric.device).to(memory_format=self.layout)
         self._prepare_parts()
+        self._freezing = Freezing(self.model, settings, note)
         extra = list(getattr(self.objective, "parameters", tuple)())
         self.optimizer: Any
         self._wrapped, self.optimizer = self.fabric.setup(
-            self.model, build_optimizer([*self.model.parameters(), *extra], settings)
+            self.model,
+            build_optimizer([*self.model.parameters(), *extra], settings, learned_scales(self.model)),
         )
 
     def _prepare_parts(self) -> None:
@@ -162,6 +165,7 @@ class Training:
             batch = self._augment(batch, magnitude, epoch, self.seed)
         inputs = self.inputs_of(batch.images)
         batch = replace(batch, inputs=inputs)
+        self._freezing.hold_statistics(progress)
         with self.autocast():
             logits = self._wrapped(inputs)
             if not isinstance(logits, Tensor):
@@ -169,7 +173,7 @@ class Training:
                     f"In training the model returns a {type(logits).__name__}: expected one tensor (images, classes)."
                 )
             losses = self.objective.loss(batch, logits)
-        self._descend(losses)
+        self._descend(losses, progress)
         self._tally.add(sum(losses.values()), logits, batch.targets, magnitude, lr)
 
     def inputs_of(self, images: Tensor) -> Tensor:
@@ -182,12 +186,13 @@ class Training:
         kind = self.fabric.device.type
         return torch.autocast(kind, dtype=self._dtype or torch.bfloat16, enabled=self._dtype is not None)
 
-    def _descend(self, losses: dict[str, Tensor]) -> None:
+    def _descend(self, losses: dict[str, Tensor], progress: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if hasattr(self.objective, "backward"):
             self.objective.backward(losses, self)
         else:
             self.fabric.backward(torch.stack(list(losses.values())).sum())
+        self._freezing.hold_scales(progress)
         if self.settings.clip_norm is not None:
             self.fabric.clip_gradients(self._wrapped, self.optimizer, max_norm=self.settings.clip_norm)
         self.optimizer.step()
@@ -241,6 +246,7 @@ class Training:
         """The trained model (its best weights, if so asked), without what training hung on it."""
         if self._best:
             self.model.load_state_dict(self._best[1])
+        self._freezing.release(self.model)
         if hasattr(self.objective, "close"):
             self.objective.close()
         for part in (self.objective, self._augment):
