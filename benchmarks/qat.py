@@ -1,6 +1,7 @@
 """images/s of a quantization-aware training step: ours against a stock Brevitas model of the same bits, on a CPU.
 
     python benchmarks/qat.py [--quick] [--json FILE] [--cases WORD] [--bits 2..8]
+    python benchmarks/qat.py --accuracy --data path/to/cifar10 [--quick | --images N]     see qat_accuracy.py
 
 A step is forward, backward and SGD on one batch of 128 random 32x32 images that are normalised already, in
 channels_last. All sides take turns in one process, and the median of the turns counts. They are:
@@ -26,12 +27,13 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
+import qat_accuracy  # this file and the next lie beside this one
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
-from training import cpu_name  # the file beside this one
+from training import cpu_name
 
 from compress_aug.models import load_model
 from compress_aug.native import kernels
@@ -72,8 +74,8 @@ def our_model(name: str, bits: int, images: Tensor) -> nn.Module:
     return made.to(memory_format=torch.channels_last).train()
 
 
-def stock_model(name: str, bits: int, images: Tensor) -> nn.Module:
-    """What Brevitas makes of the same float model, with the same bits everywhere and scales that are learned."""
+def stock_model(model: nn.Module, bits: int, calibration: list[Tensor]) -> nn.Module:
+    """What Brevitas makes of a float model, with the same bits everywhere and scales that are learned."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own parts, while it is imported
         from brevitas import nn as brevitas_nn
@@ -96,7 +98,7 @@ def stock_model(name: str, bits: int, images: Tensor) -> nn.Module:
         for kind in (quant.Int8ActPerTensorFloat, quant.Uint8ActPerTensorFloat)
     )
     model = stock.quantize(
-        stock.preprocess_for_quantize(float_model(name, images).eval()),
+        stock.preprocess_for_quantize(model.eval()),
         quant_identity_map={
             "signed": (brevitas_nn.QuantIdentity, signed),
             "unsigned": (brevitas_nn.QuantIdentity, unsigned),
@@ -106,7 +108,8 @@ def stock_model(name: str, bits: int, images: Tensor) -> nn.Module:
     )
     model = model.to(memory_format=torch.channels_last)
     with torch.no_grad(), calibration_mode(model):
-        model(images)
+        for images in calibration:
+            model(images)
     return model.train()
 
 
@@ -164,7 +167,7 @@ def measure(case: str, bits: int, rounds: int, steps: int) -> list[dict]:
     name, kind = case.split()
     images, _ = batch()
     executors = ("torch", "compiled") if kernels() else ("torch",)
-    ours, stock = our_model(name, bits, images), stock_model(name, bits, images)
+    ours, stock = our_model(name, bits, images), stock_model(float_model(name, images), bits, [images])
     differences = {executor: largest_difference(ours, kind, executor) for executor in executors}
     if any(differences.values()):
         sys.exit(
@@ -211,7 +214,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     parser.add_argument("--cases", default="", help="only cases with this in their name, such as bf16")
     parser.add_argument("--bits", type=int, default=8, choices=range(2, 9), metavar="2..8")
+    parser.add_argument("--accuracy", action="store_true", help="train with both and compare accuracies")
+    parser.add_argument(
+        "--data", type=Path, help="for --accuracy: a folder of 32x32 images, such as CIFAR-10"
+    )
+    parser.add_argument("--images", type=int, default=10_000, help="for --accuracy: how many to train on")
     given = parser.parse_args()
+    if given.accuracy != bool(given.data):
+        sys.exit("--accuracy and --data belong together: give both, or neither for the speed.")
+    if given.accuracy:
+        qat_accuracy.compare(given.data, given.images, given.quick, given.json, stock_model)
+        return
     cases = [case for case in CASES if given.cases in case]
     if not cases:
         sys.exit(f"No case has {given.cases!r} in its name: they are {', '.join(CASES)}.")
