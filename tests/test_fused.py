@@ -203,6 +203,23 @@ def test_weights_equal_stock(executor: str, width: int, scales: str) -> None:
         assert torch.equal(weight, other.quant_weight().value)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_weights_whose_first_axis_does_not_lead_in_memory(executor: str) -> None:
+    """As after `nn.Parameter(matrix.t())`: the scale of a row belongs to values that lie apart."""
+    images = torch.randn(3, 6)
+
+    def make() -> nn.Module:
+        layer = nn.Linear(6, 5)
+        layer.weight = nn.Parameter((torch.arange(30.0).view(6, 5) - 12).t())
+        nn.init.zeros_(layer.bias)
+        return layers.quantized_layer(layer, 4)
+
+    (stock, (stock_back,), one), (ours, (back,), other) = both_ways(executor, make, images)
+    assert one.weight.stride() == (1, 5)
+    assert torch.equal(ours, stock) and torch.equal(back, stock_back)
+    assert (other.weight.grad - one.weight.grad).abs().max() <= 1e-6 * one.weight.grad.abs().max()
+
+
 # ---------------------------------------------------------------- the kernel
 
 
@@ -379,6 +396,29 @@ def test_bits_that_are_changed_are_noticed() -> None:
     assert len(found.unique()) <= 8
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_model_of_bfloat16_parameters(executor: str) -> None:
+    made, batch = quantized_model(lambda: models.resnet8(4, width=4), weights=4, activations=4)
+    made, batch = made.to(torch.bfloat16).eval(), batch.to(torch.bfloat16)
+    found = {}
+    for name in ("stock", executor):
+        with quantization_executor(name):  # type: ignore[arg-type]
+            found[name] = made(batch)
+            back = torch.autograd.grad(found[name].sum(), made.get_submodule("conv1").weight)[0]
+            assert back.abs().sum() > 0
+    assert torch.equal(found[executor], found["stock"])
+
+
+def test_what_is_kept_of_bits_serves_training_and_inference_mode_alike() -> None:
+    made, batch = quantized_model(Functional)
+    with torch.inference_mode():
+        expected = made(batch)
+        assert torch.equal(deepcopy(made)(batch), expected)
+    found = made(batch)
+    found.sum().backward()
+    assert torch.equal(found, expected)
+
+
 # ---------------------------------------------------------------- a ReLU that the quantizer carries out
 
 
@@ -401,6 +441,50 @@ def test_a_hook_on_a_rectifier_sees_it_rectified() -> None:
     assert torch.equal(made(batch), expected)
     handle.remove()
     assert type(seen[0]) is Tensor and seen[0].min() >= 0
+
+
+def _relu_of(model: nn.Module) -> nn.Module:
+    return model.get_submodule("relu")
+
+
+def _quantizer_of(model: nn.Module) -> nn.Module:
+    return next(module for module in model.modules() if type(module) is fast_layers.QuantIdentity)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("whose", [_relu_of, _quantizer_of, None])
+@pytest.mark.parametrize("make", [lambda: models.resnet8(4, width=4), Functional])
+def test_hooks_on_the_backward_pass_find_plain_tensors(
+    make: Callable[[], nn.Module], whose: Callable[[nn.Module], nn.Module] | None
+) -> None:
+    made, batch = quantized_model(make)
+    expected, seen = made(batch), []
+    if whose is None:
+        handle = nn.modules.module.register_module_full_backward_hook(lambda *given: seen.append(given))
+    elif make is Functional and whose is _relu_of:
+        pytest.skip("it rectifies by functions")
+    else:
+        # That of the last of them: what the network reads has no gradient.
+        kinds = [module for module in made.modules() if type(module) is type(whose(made))]
+        handle = kinds[-1].register_full_backward_hook(lambda *given: seen.append(given))
+    try:
+        found = made(batch)
+        found.sum().backward()
+    finally:
+        handle.remove()
+    assert torch.equal(found, expected)
+    assert seen and all(type(gradient) is Tensor for gradient in seen[0][2])
+
+
+def test_a_hook_before_a_quantizer_sees_a_plain_tensor() -> None:
+    made, batch = quantized_model(Functional)
+    expected, seen = made(batch), []
+    for module in made.modules():
+        if type(module) is fast_layers.QuantIdentity:
+            module.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    assert torch.equal(made(batch), expected)
+    assert {type(value) for value in seen} == {Tensor}
+    assert min(float(value.detach().min()) for value in seen[1:]) == 0
 
 
 @pytest.mark.parametrize(("rectify", "high"), [(deferred.relu, torch.inf), (deferred.relu6, 6.0)])

@@ -13,6 +13,7 @@ from compress_aug import deploy, quantization
 from compress_aug.deploy import rewrite as rewrites
 from compress_aug.deploy.exporter import export_graph
 from compress_aug.deploy.naming import WEIGHTED, name_nodes
+from compress_aug.deploy.steps import layer_steps
 from compress_aug.errors import ParityError
 
 SMALL = (3, 8, 8)
@@ -240,3 +241,48 @@ def test_sums_and_products_of_computed_tensors_name_the_side_that_is_float(tmp_p
         "its second input is not quantized: it comes in float from Sigmoid"
     )
     assert deploy.audit(tmp_path / "a.onnx").integer_layers == 1
+
+
+# One side quantized ------------------------------------------------------
+
+
+class _Lines(nn.Module):
+    """Two convolutions and two linear layers, so that one of each can be excepted."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.hidden, self.head = nn.Linear(8, 64), nn.Linear(64, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.middle(torch.relu(self.first(x)))).mean((2, 3))
+        return self.head(torch.relu(self.hidden(x)))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("side", ["weights", "activations"])
+@pytest.mark.parametrize("layer", ["middle", "hidden"])
+def test_a_layer_with_one_quantized_side_stays_as_it_is_in_the_model(tmp_path, layer, side, bits):
+    """ONNX Runtime would quantize its other side too, on a grid of its own."""
+    images = _images()
+    net = quantization.quantize(
+        _Lines().eval(),
+        images[:1],
+        weights=bits,
+        activations=bits,
+        overrides={layer: {side: "float"}},
+        calibration=[images],
+    )
+    model = quantization.finalize(net).eval()
+    path = tmp_path / "a.onnx"
+    written = deploy.write(model, path, image_shape=SMALL, images=images)
+    assert {r.name: r.max_abs_diff for r in written.rewrites}["plain_one_sided"] == 0
+    assert all(steps.max_steps <= 1 and steps.flipped < 1e-3 for steps in layer_steps(model, path, images))
+    audit = deploy.audit(path)
+    assert layer in {name for name, _, _ in audit.stayed_float}
+    assert audit.integer_layers + audit.float_layers == 4, "each of the four layers is in one of the lists"
+
+
+def test_layers_with_two_quantized_sides_are_left_alone(tmp_path, residual):
+    written = deploy.write(residual, tmp_path / "a.onnx", image_shape=SMALL)
+    assert "plain_one_sided" not in {r.name for r in written.rewrites}

@@ -571,6 +571,41 @@ def test_finalize_puts_every_bias_on_the_grid_and_a_second_call_changes_nothing(
     assert quantization.replay(made, entries[0]) is made
 
 
+class Tied(nn.Module):
+    """Two layers with one weight and one bias, which lie on different grids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.other.weight, self.other.bias = self.one.weight, self.one.bias
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.one(functional.relu(self.stem(x))))
+        return self.fc(functional.relu(self.norm(self.other(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_norm": "keep"}, {"scheme": "dorefa", "weights": 7, "activations": 7, "rescale": True}]
+)
+def test_finalize_gives_layers_that_share_parameters_their_own(options: dict[str, Any]) -> None:
+    batch, base = images(), Tied()
+    made = quantized(with_statistics(copy_model(base), batch), batch, **options)
+    train_steps(made, batch)
+    assert made.get_submodule("one").weight is made.get_submodule("other").weight
+    expected = made.get_submodule("one").quant_weight().value.detach()
+    found = quantization.finalize(made)(batch).detach()
+    one: Any = made.get_submodule("one")
+    torch.testing.assert_close(one.quant_weight().value.detach(), expected)
+    assert one.weight is not made.get_submodule("other").weight
+    again = copy_model(base)
+    for entry in surgery_log(made):
+        again = quantization.replay(again, entry)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again.eval()(batch), found)
+    assert torch.equal(quantization.finalize(made)(batch), found)
+
+
 def test_finalize_leaves_float_models_and_float_sides_alone() -> None:
     net = tiny_net()
     assert quantization.finalize(net) is net and surgery_log(net) == []

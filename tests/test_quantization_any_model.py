@@ -326,6 +326,42 @@ def test_masks_live_on_in_layers_without_a_graph() -> None:
     assert not copy_model(made).part.conv.quant_weight().value[layer.weight_mask == 0].any()
 
 
+class TwoWays(nn.Module):
+    """Which layers run depends on the images, and that of nothing but zeros is another than that of most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.usual, self.odd, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.usual(x) if x.abs().sum() > 0 else self.odd(x)
+        return self.fc(functional.relu(x).mean((2, 3)))
+
+
+def test_layers_that_the_example_ran_through_come_back_from_the_log() -> None:
+    batch, base = images(), TwoWays().eval()
+    made, _ = quantized(copy_model(base), batch)
+    assert quantization.weight_bits(made) == {"usual": 8, "odd": 32, "fc": 8}
+    again = quantization.replay(base, surgery_log(made)[0])
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(batch), made(batch))
+
+
+def test_dorefa_layer_by_layer_heeds_bits_of_what_a_layer_reads() -> None:
+    options: dict[str, Any] = {"scheme": "dorefa", "weights": 4, "activations": 4, "rescale": True}
+    named = {"part.odd": {"activations": 3}}
+    for signed, expected in ((None, {"part.conv": 8, "part.odd": 3, "tail": 8}), ("float", {})):
+        made, _ = quantized(
+            BranchingRoot(Branching()).eval(), images(), overrides=named, signed=signed, **options
+        )
+        found = {
+            name: int(layer.input_quantizer.act_quant.bit_width())
+            for name, layer in made.named_modules()
+            if hasattr(layer, "input_quantizer")
+        }
+        assert found == expected
+
+
 class OwnForward(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return functional.conv2d(x, self.weight * 2, self.bias)
@@ -344,7 +380,7 @@ def test_layers_that_stay_float_are_named() -> None:
     assert notes == ['conv2d in module "part" stays float: its weight is computed and no plain parameter']
     batch = images()
     made, notes = quantized(Around(Borrowing()).eval(), batch)
-    said = "it does not run as a layer; what holds it may read its weight directly"
+    said = "it does not run as a layer; what holds it may read its weight directly, or call it by keyword"
     assert notes[1:] == [f'layer "part.conv" stays float: {said}']
     assert quantization.weight_bits(made)["part.conv"] == 32
 
@@ -411,6 +447,42 @@ def test_calls_with_one_weight_share_a_layer_if_their_settings_agree() -> None:
     assert [note.rpartition(" ")[2] for note in notes] == ['"layer"', '"layer_"']
     calls = [node.target for node in made.graph.nodes if node.op == "call_module"]
     assert calls.count("layer") == 2 and calls.count("layer_") == 1
+
+
+class ByKeyword(nn.Module):
+    """Names what it hands on, at every call that allows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(input=self.norm(input=self.conv(input=x)))
+        x = torch.cat(tensors=torch.chunk(input=x, chunks=2, dim=1)[::-1], dim=1)
+        return self.fc(input=torch.mean(input=x, dim=(2, 3)))
+
+
+def test_calls_by_keyword_are_followed(tmp_path: Path) -> None:
+    made, _, _ = goes_all_the_way(ByKeyword, images(), tmp_path / "model.onnx")
+    assert set(quantization.weight_bits(made).values()) == {8}
+    assert functional.adaptive_avg_pool2d in {node.target for node in made.graph.nodes}
+
+
+class Difference(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.tail = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = functional.relu(self.one(x)), functional.relu(self.other(x))
+        return self.tail(torch.add(one, other, alpha=-1)).mean((2, 3))
+
+
+def test_a_sum_with_a_factor_may_be_negative() -> None:
+    batch, net = images(), Difference().eval()
+    expected = net(batch).detach()
+    made, _ = quantized(net, batch)
+    assert (made(batch) - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 class InPlace(nn.Module):

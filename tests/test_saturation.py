@@ -8,7 +8,7 @@ from toys import tiny_data, tiny_net
 
 import compress_aug
 from compress_aug import Export, Quantize, Recipe, Train
-from compress_aug.errors import QuantizeError
+from compress_aug.errors import QuantizeError, RecipeError
 from compress_aug.quantization import weight_bits
 from compress_aug.stages.saturation import has_8_bit_weights
 
@@ -34,6 +34,17 @@ def test_the_plan_says_seven_bits_and_why(old):
     assert said.startswith(WHY) and said.endswith("activations keep theirs")
     other = Recipe(stages, target="raspberry_pi_4")
     assert [row["bits"] for row in other.plan()] == ["float", "w8 a8", "w8 a8"] and not other.warnings()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": 7}, {"weights": 4, "first_and_last": 7}, {"weights": 4, "overrides": {"0": {"weights": 7}}}],
+)
+def test_dorefa_weights_of_seven_bits_are_refused(old, options):
+    stage = Quantize(scheme="dorefa", activations=4, **options)
+    with pytest.raises(RecipeError, match="DoReFa weights of 7 bits are integers of 8"):
+        Recipe([stage], target=old).foresee()
+    assert Recipe([stage], target="raspberry_pi_4").foresee()
 
 
 def test_a_run_that_goes_on_from_another_has_the_bits_of_its_own_target(old):

@@ -287,6 +287,22 @@ def test_each_number_of_bits_is_that_of_fake_quantizing_one_layer_of_a_copy(dens
     assert all(abs(losses[0]) < 0.005 < max(abs(loss) for loss in losses) for losses in grown.values()), grown
 
 
+def test_a_layer_that_is_called_by_keyword_has_its_weights_alone_changed():
+    class ByKeyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(DATA.image_shape[0], 4, 3), nn.Linear(4, len(DATA.classes))
+
+        def forward(self, images):
+            return self.fc(self.conv(input=images).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = ByKeyword().eval()
+    alone, both = (scanned_bits(net, (2,), activations=activations).layers for activations in (False, True))
+    assert both[0] == alone[0]
+    assert both[1].cross_entropies != alone[1].cross_entropies
+
+
 def test_weights_are_those_that_quantize_starts_from(dense):
     """Folding the batch norm scales a channel and its grid alike."""
     for bits in (2, 3, 4, 6, 8):

@@ -11,6 +11,7 @@ from onnx import NodeProto
 from compress_aug.deploy.graph import Graph
 from compress_aug.deploy.grid import DEQUANTIZE, QUANTIZE, grid_of
 from compress_aug.deploy.naming import spoken
+from compress_aug.deploy.one_sided import is_plain
 from compress_aug.deploy.runtime import Session
 
 # The runtime's own names of layers whose arithmetic is on integers, and of those that multiply or add floats.
@@ -92,7 +93,9 @@ class _Written:
     def has_integer_weight(self, node: NodeProto) -> bool:
         """Whether the weight comes out of integers in the file, whatever the runtime made of it."""
         layer = self.layer(node)
-        return layer is not None and _quantized(self._graph, layer.input[1])
+        if layer is None:
+            return False
+        return _quantized(self._graph, layer.input[1]) or is_plain(self._graph, layer.input[1])
 
     def has_float_bias(self, node: NodeProto) -> bool:
         layer = self.layer(node)

@@ -163,7 +163,7 @@ def _blame(parity: Parity) -> str:
         return found
     shown = f"{parity.due_to_runtime:.0%} of these are right with the runtime's optimizations off"
     if parity.due_to_runtime > 0.5:
-        return f"{shown}: its integer kernels round some sums the other way. {found}"
+        return f"{shown}: its integer kernels compute something else. {found}"
     return f"{shown}: the file itself differs. {found} {_REMEDY}"
 
 

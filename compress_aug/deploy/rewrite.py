@@ -15,6 +15,7 @@ from onnx import NodeProto
 from compress_aug.deploy.biases import integer_biases
 from compress_aug.deploy.graph import Graph, lift_constants
 from compress_aug.deploy.grid import DEQUANTIZE, QUANTIZE, Grid, clip_bounds, grid_of
+from compress_aug.deploy.one_sided import plain_one_sided
 from compress_aug.deploy.packing import pack_weights
 from compress_aug.deploy.signed import check_weights, signed_activations
 from compress_aug.errors import ExportError
@@ -60,6 +61,7 @@ def _rewrites(graph: Graph, pack: bool) -> Iterator[tuple[str, int]]:
     yield "integer_biases", integer_biases(graph)
     if pack:
         yield "pack_weights", pack_weights(graph)
+    yield "plain_one_sided", plain_one_sided(graph)
 
 
 def rewrite_for_tensorrt(

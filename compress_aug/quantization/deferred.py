@@ -63,7 +63,22 @@ class ReLU6(nn.ReLU6):
 
 
 def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or torch_modules._global_forward_hooks)
+    return bool(module._forward_hooks or torch_modules._global_forward_hooks or _is_wrapped(module))
+
+
+def is_entered(module: nn.Module) -> bool:
+    """Whether a hook looks at what a module reads, before its own forward does."""
+    return bool(module._forward_pre_hooks or torch_modules._global_forward_pre_hooks or _is_wrapped(module))
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    """For hooks on the backward pass torch puts functions around a module, which read no more than plain tensors."""
+    return bool(
+        module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_modules._global_backward_hooks
+        or torch_modules._global_backward_pre_hooks
+    )
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -31,12 +31,15 @@ from brevitas.core.scaling import (  # type: ignore[import-untyped]
 from brevitas.core.zero_point import ZeroZeroPoint  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from compress_aug.quantization.deferred import Deferred, rectified
+from compress_aug.quantization.deferred import Deferred, is_entered, rectified
 from compress_aug.quantization.fused import Grid, fake_quantize, takes
 
 
 class QuantIdentity(brevitas_nn.QuantIdentity):  # type: ignore[misc]
     """Quantizes what it reads, and rectifies it first where a ReLU was left to it."""
+
+    def __call__(self, input: Any) -> Any:
+        return super().__call__(rectified(input) if is_entered(self) else input)
 
     def forward(self, input: Any) -> Any:
         """input: float, any shape -> the same shape."""
@@ -140,17 +143,26 @@ _known_bits: WeakKeyDictionary[nn.Module, _Bits] = WeakKeyDictionary()
 
 def _bits_of(tensor_quant: Any, passes: bool) -> _Bits:
     source = tensor_quant.msb_clamp_bit_width_impl.bit_width.value
+    if source.is_inference():
+        # It does not count how often it was written.
+        return _read_bits(tensor_quant, source, 0, passes)
     known = _known_bits.get(tensor_quant)
     if known is None or known.source is not source or known.version != source._version:
-        inner = tensor_quant.int_quant
-        grid = Grid(float(inner.min_int(source)), float(inner.max_int(source)), passes=passes)
-        divisor = restricted = tensor_quant.int_scaling_impl(source)
-        scaling = tensor_quant.scaling_impl
-        if type(scaling) is ParameterScaling:
-            restricted = scaling.restrict_clamp_threshold(scaling.restrict_threshold_pre(divisor))
-        known = _Bits(source, source._version, grid, divisor, restricted)
+        known = _read_bits(tensor_quant, source, source._version, passes)
         _known_bits[tensor_quant] = known
     return known
+
+
+# What is kept for later must not be of inference mode: training could not use it.
+@torch.inference_mode(False)
+def _read_bits(tensor_quant: Any, source: Tensor, version: int, passes: bool) -> _Bits:
+    inner = tensor_quant.int_quant
+    grid = Grid(float(inner.min_int(source)), float(inner.max_int(source)), passes=passes)
+    divisor = restricted = tensor_quant.int_scaling_impl(source)
+    scaling = tensor_quant.scaling_impl
+    if type(scaling) is ParameterScaling:
+        restricted = scaling.restrict_clamp_threshold(scaling.restrict_threshold_pre(divisor))
+    return _Bits(source, version, grid, divisor, restricted)
 
 
 def _inner(proxy: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from compress_aug.errors import QuantizeError
 from compress_aug.measure import effective_weight
 from compress_aug.quantization.bits import is_quantized
-from compress_aug.quantization.frozen import Frozen, put_frozen, to_freeze
+from compress_aug.quantization.frozen import Frozen, put_frozen, to_freeze, untie
 from compress_aug.quantization.sources import input_quantizers
 from compress_aug.surgery import record, surgery_log
 
@@ -28,6 +28,8 @@ def finalize(model: nn.Module) -> nn.Module:
     integer layer as int32 on this grid. Left to them, the rounding moves values across the edges of the grids
     behind it.
 
+    Layers that share a weight or a bias get their own wherever one of these two steps changes it.
+
     Call it after the last training step and before the accuracy is measured, so that what is measured is what
     will run; to train on afterwards, call it on a copy (`surgery.copy_model`). A second call changes nothing.
     Where input or weight is float there is no such grid, and the bias stays: a model without
@@ -44,6 +46,7 @@ def finalize(model: nn.Module) -> nn.Module:
         return model
     frozen = check_final(model)
     put_frozen(model, frozen)
+    untie(model, [name for name, _, _ in integer_layers(model)], ("bias",))
     snapped = []
     for name, layer, source in integer_layers(model):
         layer.bias.copy_(snapped_bias(name, layer, source))

@@ -58,14 +58,14 @@ def _norms(graph_model: nn.Module) -> Iterator[tuple[fx.Node, Any]]:
 
 def _only_source(node: fx.Node, graph_model: QuantizedModel, calls: list[str]) -> str | None:
     """The layer whose output this node reads and nobody else, if it is called once only."""
-    source = node.args[0]
-    while isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
+    source = node.all_input_nodes[0]
+    while source.op == "call_module" and len(source.users) == 1:
         module = graph_model.get_submodule(str(source.target))
         if isinstance(module, QUANTIZABLE):
             return str(source.target) if calls.count(str(source.target)) == 1 else None
         if not isinstance(module, Scope):
             return None
-        source = source.args[0]
+        source = source.all_input_nodes[0]
     return None
 
 

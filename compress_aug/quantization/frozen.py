@@ -1,5 +1,7 @@
 """Layers whose weights become integers with fixed scales: those of DoReFa, and those with a batch norm behind them."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ from compress_aug.surgery import LogEntry
 
 # Brevitas takes no end of a grid below 1e-10.
 _LEAST_END = 1e-9
+
+_OWN = ("weight", "weight_orig", "bias")
 
 # Half of what int32 holds, as in the file: the other half is for the sum that the bias is added to.
 _LARGEST_BIAS = 2**30
@@ -112,6 +116,7 @@ def put_frozen(model: nn.Module, frozen: dict[str, Frozen]) -> None:
     """Make the layers compute with this, in stock quantizers of Brevitas; merged batch norms become a Scope."""
     from compress_aug.quantization import layers
 
+    untie(model, frozen)
     for name, part in frozen.items():
         made = _restructured(
             model, name, part.bits, part.nominal, part.ends, part.bias is not None, part.norm
@@ -131,16 +136,31 @@ def replay_frozen(model: nn.Module, entry: LogEntry) -> nn.Module:
 
     Raises ModelError if the model is not the one that the entry was written for.
     """
-    for name, part in entry.get("frozen", {}).items():
+    frozen, snapped = entry.get("frozen", {}), entry.get("layers", ())
+    for name, part in frozen.items():
         layer: Any = dict(model.named_modules()).get(name)
         if not isinstance(layer, QUANTIZABLE) or not is_brevitas(layer):
             raise ModelError(
                 f'The log says "finalize" of layer "{name}", but this model has no such quantized layer: '
                 "give the model that the checkpoint was made from."
             )
+        untie(model, [name])
         ends = torch.ones(len(effective_weight(layer)), device=layer.weight.device, dtype=layer.weight.dtype)
         _restructured(model, name, part["bits"], part["nominal"], ends, part["bias"], part["norm"])
+    untie(model, [name for name in snapped if name in dict(model.named_modules())], ("bias",))
     return model
+
+
+def untie(model: nn.Module, names: Iterable[str], keys: Iterable[str] = _OWN) -> None:
+    """Give layers parameters of their own where they share them with another, which lies on another grid."""
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    for name in names:
+        layer = model.get_submodule(name)
+        for key in keys:
+            shared = layer._parameters.get(key)
+            if shared is not None and holders[id(shared)] > 1:
+                holders[id(shared)] -= 1
+                setattr(layer, key, nn.Parameter(shared.detach().clone(), shared.requires_grad))
 
 
 def _restructured(

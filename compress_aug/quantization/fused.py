@@ -93,7 +93,8 @@ def fake_quantize(values: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """The nearest values on the grid, with straight-through gradients for the values and the scale.
 
     values: float32 or bfloat16, any shape, at least one value; what is no number stays none
-    scale:  float32, the size of a step: one number, or one for each values[i], (N, 1, ..., 1)
+    scale:  float32, the size of a step: one number, or one for each values[i], (N, 1, ..., 1). For one of another type,
+            as whole models of bfloat16 have them, torch's operations are taken
 
     Returns the same numbers as Brevitas' IntQuant without zero point, in the memory format of `values`. The gradient
     of the values is also the same; that of the scale is summed in another order, and in bfloat16 not rounded to
@@ -106,13 +107,15 @@ def fake_quantize(values: Tensor, scale: Tensor, grid: Grid) -> Tensor:
 
     Source: straight-through gradients and the gradient of a learned scale as in arXiv 1902.08153, without its factor.
     """
-    quantized: Tensor = _FakeQuantize.apply(values, scale, grid, _kernels_for(values))
+    quantized: Tensor = _FakeQuantize.apply(values, scale, grid, _kernels_for(values, scale, grid))
     return quantized
 
 
-def _kernels_for(values: Tensor) -> Kernels | None:
+def _kernels_for(values: Tensor, scale: Tensor, grid: Grid) -> Kernels | None:
     """The kernels if the values are to go through them, None for torch's operations."""
-    if _executor == "torch":
+    # Nothing about the pointers is checked further in.
+    has_form = scale.dtype == torch.float32 and not (grid.passes and values.dtype != torch.float32)
+    if _executor == "torch" or (values.is_cpu and not has_form):
         return None
     if values.is_cpu:
         return kernels()
@@ -127,10 +130,11 @@ def _kernels_for(values: Tensor) -> Kernels | None:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, grid: Grid, found: Kernels | None) -> Tensor:
-        values = _dense(values)
+        given, values = values, _dense(values, leads=scale.numel() > 1)
         ctx.save_for_backward(values, scale)
         ctx.grid, ctx.kernels = grid, found
-        return _by_torch(values, scale, grid) if found is None else _by_kernel(values, scale, grid, found)
+        result = _by_torch(values, scale, grid) if found is None else _by_kernel(values, scale, grid, found)
+        return result if values is given else _laid_out_as(result, torch.empty_like(given))
 
     @staticmethod
     @once_differentiable
@@ -144,15 +148,17 @@ class _FakeQuantize(torch.autograd.Function):
         return back, of_scale, None, None
 
 
-def _dense(values: Tensor) -> Tensor:
-    """The values without gaps in memory, in any order of the axes; for several scales the first axis must lead."""
+def _dense(values: Tensor, leads: bool) -> Tensor:
+    """The values without gaps in memory, in any order of the axes, unless the first axis must lead."""
     made = torch.empty_like(values)
+    if leads and made.stride(0) * len(made) != made.numel():
+        return values.contiguous()
     return values if made.stride() == values.stride() else made.copy_(values)
 
 
-def _laid_out_as(gradient: Tensor, values: Tensor) -> Tensor:
-    same = gradient.stride() == values.stride() and gradient.dtype == values.dtype
-    return gradient if same else torch.empty_like(values).copy_(gradient)
+def _laid_out_as(other: Tensor, values: Tensor) -> Tensor:
+    same = other.stride() == values.stride() and other.dtype == values.dtype
+    return other if same else torch.empty_like(values).copy_(other)
 
 
 def _flat(values: Tensor) -> Tensor:

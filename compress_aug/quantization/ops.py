@@ -17,8 +17,9 @@ class Scope(nn.Module):
     (feature distillation taps a block by its name). It hands its input on and leaves no trace in ONNX.
     """
 
-    def forward(self, value: object) -> object:
-        return value
+    # Named as by the layers of torch, whose place it takes where a norm is folded that was called by keyword.
+    def forward(self, input: object) -> object:
+        return input
 
 
 # Layers that skip their branch at random while training; their own control flow cannot be traced.
@@ -184,7 +185,9 @@ def rectifies(node: fx.Node, modules: Modules) -> bool:
 def combines(node: fx.Node) -> bool:
     """An elementwise sum or product of two values of the network."""
     is_call = node.op in ("call_function", "call_method")
-    return is_call and node.target in _ADD | MULTIPLY and len(node.all_input_nodes) == 2
+    # With a factor (`alpha`) a sum is another operation, and may be a difference.
+    is_plain = len(node.args) + len(node.kwargs) == 2
+    return is_call and node.target in _ADD | MULTIPLY and is_plain and len(node.all_input_nodes) == 2
 
 
 def multiplies_matrices(node: fx.Node) -> bool:

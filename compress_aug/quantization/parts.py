@@ -22,6 +22,8 @@ from compress_aug.quantization.scale_groups import Flow
 from compress_aug.quantization.split_norms import split_norms
 from compress_aug.surgery import copy_model
 
+_NO_LAYER = "it does not run as a layer; what holds it may read its weight directly, or call it by keyword"
+
 # How far a graph's values may lie from the model's, as a share of the largest one: they differ by rounding only.
 _TOLERANCE = 1e-3
 
@@ -144,6 +146,6 @@ def kept_notes(flow: Flow, kept: Mapping[str, str]) -> list[str]:
             notes.append(f"{part} is kept as it is: {reason}")
     for name, layer in flow.modules.items():
         if isinstance(layer, QUANTIZABLE) and name not in flow.layers:
-            why = why_float(layer) or "it does not run as a layer; what holds it may read its weight directly"
+            why = why_float(layer) or _NO_LAYER
             notes.append(f'layer "{name}" stays float: {why}')
     return notes

@@ -163,6 +163,7 @@ def quantize(
         layers=prepared.shapes,
         float_norms=prepared.float_norms,
         kept=prepared.kept,
+        inner=prepared.inner,
         made=[name for name in prepared.shapes if name not in dict(model.named_modules())],
     )
     return quantized.train(model.training)
@@ -178,11 +179,12 @@ def replay(model: nn.Module, entry: LogEntry) -> nn.Module:
         return replay_frozen(model, entry)
     # Layers that are made of functional calls and of attention are not in the model yet.
     # Logs from before that was told have none, nor modules that are quantized layer by layer.
-    made, kept = entry.get("made", ()), entry.get("kept", {})
+    made, kept, inner = entry.get("made", ()), entry.get("kept", {}), entry.get("inner")
     present = {name: shape for name, shape in entry["layers"].items() if name not in made}
     check_shapes(model, present, "quantize")
     choice = Scheme.read(entry)
-    prepared = _prepare(model, torch.zeros(entry["example"], device=device_of(model)), choice, kept)
+    example = torch.zeros(entry["example"], device=device_of(model))
+    prepared = _prepare(model, example, choice, kept, inner)
     if prepared.shapes != entry["layers"]:
         raise ModelError(
             f'The log of "quantize" names {len(entry["layers"])} layers, this model runs '
@@ -212,6 +214,7 @@ class _Prepared:
     shapes:      the weight shape of every Conv and Linear layer that runs
     float_norms: batch norms that are not folded, and will not be
     kept:        name -> why, of the modules that are quantized layer by layer; "" is the whole model
+    inner:       name -> the layers in it that are, in the order in which the example ran through them
     """
 
     model: nn.Module
@@ -220,6 +223,7 @@ class _Prepared:
     shapes: dict[str, list[int]]
     float_norms: list[str]
     kept: dict[str, str]
+    inner: dict[str, list[str]]
 
 
 def _prepare(
@@ -227,9 +231,13 @@ def _prepare(
     example: Tensor,
     choice: Scheme,
     kept: Mapping[str, str] | None = None,
+    inner: Mapping[str, list[str]] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> _Prepared:
-    """Trace a copy, fold its batch norms and put an Identity wherever a quantizer belongs."""
+    """Trace a copy, fold its batch norms and put an Identity wherever a quantizer belongs.
+
+    kept, inner: what was found out before, with the example of that time: another may run through other layers
+    """
     followed = follow(model, example, kept)
     graph_model = followed.model
     if isinstance(graph_model, QuantizedModel):
@@ -240,7 +248,7 @@ def _prepare(
         use_pooling_for_means(graph_model, shapes)
         use_splits_for_chunks(graph_model, shapes)
     kept_norms = foldable_norms(graph_model)
-    flow = Flow(graph_model, example, kept_norms)
+    flow = Flow(graph_model, example, kept_norms, inner)
     if note is not None:
         for sentence in (*followed.notes, *kept_notes(flow, followed.kept)):
             note(sentence)
@@ -261,13 +269,17 @@ def _prepare(
     if isinstance(graph_model, QuantizedModel):
         graph_model.recompile()
     for name in (name for names in flow.inner.values() for name in names):
-        inputs = choice.signed if choice.is_dorefa else wanted[name][1]
-        if name not in kept_float and isinstance(inputs, int) and wanted[name][1] is not None:
+        inputs: Bits | None = wanted[name][1]
+        is_named = any("activations" in given and name in names for names, given in overrides)
+        if choice.is_dorefa and inputs is not None and (choice.signed == "float" or not is_named):
+            # Of what flows there the sign is not known.
+            inputs = choice.signed
+        if name not in kept_float and isinstance(inputs, int):
             read_through(graph_model.get_submodule(name), nn.Identity())
             quantizers[f"{name}.{INPUT}"] = _Quantizer(inputs, is_unsigned=False, is_fixed=False)
     all_shapes = layer_shapes(graph_model, sorted(flow.layers))
     left = float_norms(graph_model, kept_norms)
-    return _Prepared(graph_model, bits, quantizers, all_shapes, left, followed.kept)
+    return _Prepared(graph_model, bits, quantizers, all_shapes, left, followed.kept, flow.inner)
 
 
 _Overrides = list[tuple[set[str], Mapping[str, Bits]]]

@@ -56,7 +56,7 @@ def use_module_dropout(model: fx.GraphModule, node: fx.Node) -> None:
     probability: Any = node.kwargs.get("p", 0.5)
     model.add_submodule(name, nn.Dropout(probability))
     with model.graph.inserting_after(node):
-        called = model.graph.call_module(name, (node.args[0],))
+        called = model.graph.call_module(name, (node.all_input_nodes[0],))
     node.replace_all_uses_with(called)
     model.graph.erase_node(node)
 
@@ -94,8 +94,9 @@ def use_pooling_for_means(model: fx.GraphModule, shapes: Shapes) -> None:
         axes = _argument(node, 1, "dim", None)
         if not isinstance(axes, tuple | list) or sorted(axis % 4 for axis in axes) != [2, 3]:
             continue
+        source = node.all_input_nodes[0]
         with model.graph.inserting_after(node):
-            made = model.graph.call_function(functional.adaptive_avg_pool2d, (node.args[0], 1))
+            made = model.graph.call_function(functional.adaptive_avg_pool2d, (source, 1))
         if not _argument(node, 2, "keepdim", False):
             with model.graph.inserting_after(made):
                 made = model.graph.call_function(torch.flatten, (made, 1))
@@ -116,7 +117,7 @@ def use_splits_for_chunks(model: fx.GraphModule, shapes: Shapes) -> None:
         largest = -(-total // number)
         sizes = [min(largest, total - start) for start in range(0, total, largest)]
         with model.graph.inserting_after(node):
-            made = model.graph.call_function(torch.split, (node.args[0], sizes, 1))
+            made = model.graph.call_function(torch.split, (node.all_input_nodes[0], sizes, 1))
         node.replace_all_uses_with(made)
         model.graph.erase_node(node)
     model.recompile()

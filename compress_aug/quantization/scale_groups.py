@@ -1,6 +1,6 @@
 """Where quantizers go: values that only move share one scale, and each group of them gets one quantizer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -52,7 +52,14 @@ class Flow:
               that `norms` names -> the layer that it will be folded into, likewise
     """
 
-    def __init__(self, graph_model: nn.Module, example: Tensor, norms: Iterable[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        graph_model: nn.Module,
+        example: Tensor,
+        norms: Iterable[str] = frozenset(),
+        inner: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        """inner: as an earlier flow found it; None to find it out with this example"""
         self.model = graph_model
         self.nodes: list[fx.Node] = []
         self.modules = dict(graph_model.named_modules())
@@ -64,7 +71,7 @@ class Flow:
             with torch.no_grad():
                 recorder.run(example)
             self.shapes, self.tuples = recorder.shapes, recorder.tuples
-        self.inner = self._inner_layers(graph_model, example)
+        self.inner = self._inner_layers(graph_model, example) if inner is None else dict(inner)
         self.constant: set[fx.Node] = set()
         for node in self.nodes:
             if self._is_constant(node):

@@ -222,7 +222,11 @@ class Walk:
             yield
         except (UserError, TrainingError, ExportError) as error:
             place = self.recipe.places[index] if self.recipe.places else where
-            kept = f" The stages before it are kept in {path}: go on with --resume." if index else ""
+            kept = (
+                f" The stages before it are kept in {path}: correct what comes next and go on with --resume."
+                if index
+                else ""
+            )
             error.args = (f"{place}: {error}{'' if self.rehearsal else kept}",)
             raise
         except (KeyboardInterrupt, Interrupted) as error:

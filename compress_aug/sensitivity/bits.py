@@ -39,7 +39,7 @@ def scan_bits(
     layers:      names, globs ("*.conv2") or types ("Linear"); None for every convolution and linear layer
     progress:    told (passes done, all passes)
     activations: what the layer reads gets the same bits, on a grid that the same images set. A layer that torch never
-                 calls by itself, such as the last one of attention, has its weights alone changed
+                 calls by itself, such as the last one of attention, or calls by keyword has its weights alone changed
     forms:       for each number of bits what `quantize` makes of the model with them, of which the weights are taken;
                  None for the grids that it chooses by default
 
@@ -125,6 +125,9 @@ class _Grids:
                 hook.remove()
 
     def _count(self, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if not given:
+            # Called by keyword, which these hooks do not see.
+            return
         self.seen.setdefault(layer, Magnitudes()).add(given[0])
         if float(given[0].min()) < 0:
             self.signed.add(layer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from compress_aug.errors import RecipeError
+from compress_aug.errors import ParityError, RecipeError
 from compress_aug.stages.base import Outlook, Part, Setup, Stage, State
 
 if TYPE_CHECKING:
@@ -127,7 +127,14 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
         setup.note(line)
     parity = deploy.check_parity(final, unproven, _test_batches(setup))
     if not setup.rehearsal:
-        deploy.require(parity)
+        try:
+            deploy.require(parity)
+        except ParityError as error:
+            error.args = (
+                f"{error} The file is kept as {unproven.name}; more bits for that layer, float for both of its sides "
+                "(`overrides` of `quantize`) or a training behind `quantize` may help.",
+            )
+            raise
     unproven.replace(path)
     float_path = path
     if quantized:

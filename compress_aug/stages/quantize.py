@@ -116,7 +116,8 @@ class Quantize(Stage):
             )
         choice = self._choice(saturates=outlook.int8_saturates)
         weights = [choice.weights, *(bits.get("weights") for bits in choice.overrides.values())]
-        if choice.is_dorefa and outlook.int8_saturates and MOST_BITS in weights:
+        ends = None if choice.weights is None else choice.first_and_last
+        if choice.is_dorefa and outlook.int8_saturates and MOST_BITS in (*weights, ends):
             raise RecipeError(
                 f"DoReFa weights of {MOST_BITS} bits are integers of 8, and the target adds int8 products with "
                 f"saturation: choose at most {MOST_BITS - 1}"
