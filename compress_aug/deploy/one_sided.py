@@ -77,7 +77,7 @@ def _axes(graph: Graph, dequantize: NodeProto) -> int | None:
 
 def is_plain(graph: Graph, tensor: str) -> bool:
     """Whether a tensor comes out of integers by the arithmetic of `plain_one_sided`."""
-    steps = ("Transpose", "Mul", "Sub", "Cast")
+    steps: tuple[str, ...] = ("Transpose", "Mul", "Sub", "Cast")
     maker = graph.maker(tensor)
     while maker is not None and maker.op_type in steps:
         if maker.op_type == "Cast":
