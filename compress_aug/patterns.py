@@ -34,11 +34,17 @@ def no_match(every: Mapping[str, nn.Module], pattern: str) -> str:
 
 
 def _hint(pattern: str, every: Mapping[str, nn.Module]) -> str:
-    types = sorted({type(layer).__name__ for layer in every.values()})
+    # As torch.nn names them: attention has a linear layer of a class of its own.
+    types = sorted({_type(layer) for layer in every.values()})
     parts = {".".join(name.split(".")[:n]) for name in every for n in range(1, name.count(".") + 1)}
     # What stands around the star of a glob is what a typing mistake is in.
     close = nearest(pattern.strip("*.?"), [*types, *every, *sorted(parts)])
     return close if close.startswith("did you mean") else f"known are: {told([*types, *every])}"
+
+
+def _type(layer: nn.Module) -> str:
+    names = (kind.__name__ for kind in type(layer).__mro__)
+    return next((name for name in names if hasattr(nn, name)), type(layer).__name__)
 
 
 def told(names: Sequence[str]) -> str:

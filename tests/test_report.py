@@ -525,4 +525,7 @@ def test_the_steps_of_a_files_layers_are_told_in_one_line() -> None:
     assert line is not None and "3 of" in line and "1 quantizer " in line and "by 1 step at most" in line
     assert comparison.steps(contract.Export()) is None
     told = comparison.steps(contract.Export.model_validate({"layers": layers, "diverging": "stem"}))
-    assert told == "from equal inputs, stem is the first layer that computes something else"
+    beyond = "is the first layer that differs by more than rounding explains"
+    assert told == f"from equal inputs, stem {beyond}: in 3 of 1.00 M values, by 1 step at most"
+    told = comparison.steps(contract.Export.model_validate({"layers": layers, "diverging": "other"}))
+    assert told == f"from equal inputs, other {beyond}"

@@ -453,7 +453,13 @@ def test_stage_takes_every_option_and_says_what_cannot_be() -> None:
     assert (dorefa.first_and_last, dorefa.batch_norm, dorefa.signed) == ("float", "keep", 8)
     assert dorefa.title() == "quantize dorefa w2 a2"
     for options, sentence in (
-        ({"scheme": "dorefa"}, "DoReFa takes 2 to 7 bits, found 8"),
+        ({"scheme": "dorefa"}, "needs weights and activations, 2..7 bits each"),
+        ({"scheme": "dorefa", "weights": 8, "activations": 4}, "DoReFa takes 2 to 7 bits, found 8"),
+        ({"overrides": {}}, "names no layer: leave it out"),
+        (
+            {"overrides": {"fc": 4}},
+            r"fc: expected weights or activations, such as \{fc: \{weights: 8\}\}, found 4",
+        ),
         ({"scheme": "dorefa", "weights": 2, "activations": 2, "batch_norm": "fold"}, 'must be "keep"'),
         ({"overrides": {"fc": {"weights": 1}}}, r"expected 2..8 bits, or float, found 1"),
         ({"rescale": True}, "belongs to scheme"),

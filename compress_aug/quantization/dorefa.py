@@ -102,7 +102,7 @@ def check_norms(flow: Flow, layers: Iterable[str]) -> None:
     if bare:
         raise QuantizeError(
             f'No batch norm follows {told(sorted(bare))}, and the weights of scheme "dorefa" span [-1, 1] in every '
-            "layer, whatever their size was: choose rescale=True, which gives each layer its mean size back, or "
+            "layer, whatever their size was: turn on rescale, which gives each layer its mean size back, or "
             "leave these layers float by overrides."
         )
 

@@ -72,17 +72,29 @@ def steps(export: Export) -> str | None:
     """How far the layers of a quantized file lie from the model's, in one line; None where that is unknown."""
     known = [layer for layer in export.layers if layer.quantizer and layer.max_steps is not None]
     if export.diverging:
-        return f"from equal inputs, {export.diverging} is the first layer that computes something else"
+        beyond = f"{export.diverging} is the first layer that differs by more than rounding explains"
+        row = next((layer for layer in known if layer.layer == export.diverging), None)
+        if row is None:
+            return f"from equal inputs, {beyond}"
+        wrong = round((row.flipped or 0) * (row.values or 0))
+        return (
+            f"from equal inputs, {beyond}: in {wrong} of {words.short(row.values)} values, "
+            f"by {_furthest(row.max_steps or 0)}"
+        )
     if not known:
         return None
     values = sum(layer.values or 0 for layer in known)
     flips = sum((layer.flipped or 0) * (layer.values or 0) for layer in known)
     largest = max(layer.max_steps or 0 for layer in known)
     places = f"{len(known)} quantizer{'s' * (len(known) != 1)}"
-    furthest = f"{largest:.3g} step{'s' * (largest != 1)} at most"
     return (
-        f"from equal inputs, {round(flips)} of {words.short(values)} values at {places} differ, by {furthest}"
+        f"from equal inputs, {round(flips)} of {words.short(values)} values at {places} differ, "
+        f"by {_furthest(largest)}"
     )
+
+
+def _furthest(steps: float) -> str:
+    return f"{steps:.3g} step{'s' * (steps != 1)} at most"
 
 
 def stayed_float(export: Export, named: int = 3) -> list[str]:

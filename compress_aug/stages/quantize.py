@@ -26,6 +26,20 @@ Ends = Annotated[
 ]
 
 
+def _overrides(given: Any) -> Any:
+    """What has the form of overrides, or a sentence that shows it."""
+    form = "such as {fc: {weights: 8}}"
+    if isinstance(given, dict) and not given:
+        raise ValueError(f"names no layer: leave it out, or name layers, {form}")
+    for pattern, bits in given.items() if isinstance(given, dict) else ():
+        if not isinstance(bits, dict):
+            raise ValueError(f"{pattern}: expected weights or activations, {form}, found {bits!r}")
+    return given
+
+
+Overrides = Annotated[dict[str, dict[Literal["weights", "activations"], Bits]], BeforeValidator(_overrides)]
+
+
 class Quantize(Stage):
     """Swap layers for fake-quantized ones, calibrated on training images. A `train` after it is QAT."""
 
@@ -53,9 +67,8 @@ class Quantize(Stage):
     choices: list[int] | None = Field(
         None, description="for bits: auto: bits to pick from, [2, 4, 8] by default"
     )
-    overrides: dict[str, dict[Literal["weights", "activations"], Bits]] | None = Field(
+    overrides: Overrides | None = Field(
         None,
-        min_length=1,
         description="name, glob or type of layers -> weights and activations (what the layer reads); later ones win",
     )
     weight_scales: Literal["channel", "tensor"] = Field(
@@ -95,6 +108,11 @@ class Quantize(Stage):
 
     @model_validator(mode="after")
     def _possible(self) -> "Quantize":
+        named = {"weights", "activations"} <= self.model_fields_set or self.bits is not None
+        if self.scheme == "dorefa" and not named:
+            raise ValueError(
+                "scheme: dorefa needs weights and activations, 2..7 bits each, such as weights: 4"
+            )
         exceptions = [bits for given in (self.overrides or {}).values() for bits in given.values()]
         if {self.weights, self.activations, *exceptions} == {"float"}:
             raise ValueError("weights and activations are both float: nothing would be quantized")
@@ -186,6 +204,9 @@ class Quantize(Stage):
             setup.note(said(setup.target.name))
             setup.record("title", self._title(unsaturated(self.weights, saturates)))
         options, images = self._options(saturates), setup.images(self.calibrate)
+        found = sum(len(batch) for batch in images)
+        if found < self.calibrate:
+            setup.note(f"calibrated on {found:,} images, all that there are, and not on {self.calibrate:,}")
         if setup.target.form == "tensorrt" and options != (signed := without_8_bits(options)):
             options = signed
             setup.note(unsigned_said(setup.target.name))
