@@ -124,3 +124,27 @@ def test_zeros_and_missing_channels_are_in_the_file(tmp_path):
         zeros = max(float(np.mean(value == 0)) for value in kernels)
         assert (zeros >= 0.74) == (build is masked_model)
     assert sizes[cut_model] < 0.5 * sizes[float_model] == 0.5 * sizes[masked_model]
+
+
+class _Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(48, 4)
+
+    def forward(self, x):
+        x = self.fc(x.flatten(1))
+        if x.mean() > 100:
+            x = -x
+        return x
+
+
+def test_a_branch_on_a_value_is_told_with_its_line(tmp_path):
+    written = deploy.write(_Branching().eval(), tmp_path / "a.onnx", image_shape=(3, 4, 4))
+    (note,) = written.notes
+    assert note.startswith("test_write.py, line ") and "always goes the way that one example goes" in note
+    assert (
+        deploy.write(
+            nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), tmp_path / "b.onnx", image_shape=(3, 4, 4)
+        ).notes
+        == ()
+    )

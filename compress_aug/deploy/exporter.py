@@ -21,17 +21,23 @@ from compress_aug.surgery import copy_model
 # The newest operator set that the exporter below knows how to write.
 _LAST_OPSET = 20
 
+# Where installed packages lie.
+_INSTALLED = {"site-packages", "dist-packages"}
+
 # How the exporter's printed graphs begin.
 _GRAPH_DUMP = "Torch IR graph at exception"
 
 
-def export_graph(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelProto, int, str]:
+def export_graph(
+    model: nn.Module, example: Tensor, opset: int
+) -> tuple[onnx.ModelProto, int, tuple[str, ...]]:
     """Trace the model into an ONNX graph with input `input`, output `logits` and any number of images.
 
     example: float input (N, C, H, W)
     opset:   of the ONNX operators; a later one is taken where an operator needs it
 
-    Returns the graph, the operator set used, and why it is another than the one asked for ("" if it is not).
+    Returns the graph, the operator set used, and notes: why it is another than the one asked for, and where the
+    model's own code branches on a value, of which the file keeps the way that the example takes.
 
     torch's newer exporter (`dynamo=True`) leaves the quantization of Brevitas weights to the device and runs
     several times slower there, so both kinds of model go through the older one.
@@ -45,7 +51,8 @@ def export_graph(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.Mo
         watch = _Watch(attempt)
         with _captured_stdout() as printed, watch:
             try:
-                return _export(attempt, example, opset), opset, reason
+                graph, branches = _export(attempt, example, opset)
+                return graph, opset, (*((reason,) if reason else ()), *branches)
             # Not narrower: tracing runs the model's own forward, which may raise anything.
             except Exception as error:
                 failure = error
@@ -82,16 +89,16 @@ def _exporter_of(model: nn.Module) -> Callable[..., Any]:
     return written
 
 
-def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+def _export(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelProto, list[str]]:
     write = _exporter_of(model)
     with (
         tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
+        warnings.catch_warnings(record=True) as warned,
         _plain_attention(),
         torch.no_grad(),
     ):
         # The exporter warns that it is the older one, and of every Python number that tracing makes constant.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("always")
         path = Path(folder) / "model.onnx"
         write(
             model,
@@ -105,7 +112,20 @@ def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
             output_names=["logits"],
             dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
         )
-        return onnx.load(str(path))
+        return onnx.load(str(path)), _branches(warned)
+
+
+def _branches(warned: list[warnings.WarningMessage]) -> list[str]:
+    """One sentence for each line of the user's own code that decides by a value; libraries check shapes that way."""
+    places = [
+        f"{Path(one.filename).name}, line {one.lineno}"
+        for one in warned
+        if "to a Python boolean" in str(one.message) and not _INSTALLED.intersection(Path(one.filename).parts)
+    ]
+    return [
+        f"{place} branches on a value or a shape: the file always goes the way that one example goes"
+        for place in dict.fromkeys(places)
+    ]
 
 
 @contextmanager

@@ -83,13 +83,13 @@ def write(
         final = finalize(final).eval()
     final = fold_masks(final)
     example = torch.zeros(1, *image_shape)
-    graph, used, note = export_graph(final, example, opset)
+    graph, used, said = export_graph(final, example, opset)
     if len(graph.graph.output) != 1:
         raise ExportError(
             f"The model must return one tensor of logits, but it returns {len(graph.graph.output)} tensors."
         )
     name_nodes(graph, final, example)
-    notes: list[str] = [note] if note else []
+    notes = list(said)
     rewrites: tuple[Rewrite, ...] = ()
     if is_brevitas(final):
         proof = RewriteProof(graph, _proof_images(images, image_shape))
