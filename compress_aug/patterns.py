@@ -43,8 +43,9 @@ def _hint(pattern: str, every: Mapping[str, nn.Module]) -> str:
 
 
 def _type(layer: nn.Module) -> str:
-    names = (kind.__name__ for kind in type(layer).__mro__)
-    return next((name for name in names if hasattr(nn, name)), type(layer).__name__)
+    own = type(layer)
+    names = (kind.__name__ for kind in own.__mro__ if own.__module__.startswith("torch."))
+    return next((name for name in names if hasattr(nn, name)), own.__name__)
 
 
 def told(names: Sequence[str]) -> str:

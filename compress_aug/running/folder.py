@@ -218,9 +218,10 @@ def check_resumable(folder: RunFolder, recipe: Recipe) -> list[str]:
     lines = []
     for number, (was, now) in enumerate(zip_longest(old[begun:], new[begun:]), start=begun):
         if was != now:
-            lines.append(
-                f"stage {number} had not begun and is another one now: {_named(was)}, now {_named(now)}"
-            )
+            words = _named(was), _named(now)
+            other = f"is {words[1]} now, not {words[0]}"
+            change = f"has other values now: {words[0]}" if words[0] == words[1] else other
+            lines.append(f"stage {number} had not begun and {change}")
     return lines
 
 
@@ -233,7 +234,7 @@ def _begun(folder: RunFolder) -> int:
 
 
 def _named(stage: dict[str, Any] | None) -> str:
-    return "none" if stage is None else next(iter(stage))
+    return "nothing" if stage is None else next(iter(stage))
 
 
 def _first_difference(old: Any, new: Any, key: Key) -> tuple[Key, Any, Any] | None:

@@ -227,7 +227,8 @@ class Walk:
                 if index
                 else ""
             )
-            error.args = (f"{place}: {error}{'' if self.rehearsal else kept}",)
+            said = str(error).rstrip(".") + "."
+            error.args = (f"{place}: {said}{'' if self.rehearsal else kept}",)
             raise
         except (KeyboardInterrupt, Interrupted) as error:
             said = f" {error}" if str(error) else ""
