@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_aug.errors import ExportError
-from compress_aug.surgery import copy_model
+from compress_aug.surgery import copy_model, without_fast_attention
 
 # The newest operator set that the exporter below knows how to write.
 _LAST_OPSET = 20
@@ -94,7 +94,7 @@ def _export(model: nn.Module, example: Tensor, opset: int) -> tuple[onnx.ModelPr
     with (
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(record=True) as warned,
-        _plain_attention(),
+        without_fast_attention(),
         torch.no_grad(),
     ):
         # The exporter warns that it is the older one, and of every Python number that tracing makes constant.
@@ -126,17 +126,6 @@ def _branches(warned: list[warnings.WarningMessage]) -> list[str]:
         f"{place} branches on a value or a shape: the file always goes the way that one example goes"
         for place in dict.fromkeys(places)
     ]
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Let attention layers run as the products and sums that ONNX knows, not as one fused operator."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Watch:

@@ -3,18 +3,17 @@
 import copy
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from compress_aug.errors import QuantizeError
 from compress_aug.quantization.ops import RANDOM_DEPTH, Scope
 from compress_aug.quantization.rewriting import use_module_dropout, write_out_of_place
+from compress_aug.surgery import without_fast_attention
 
 QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -195,17 +194,6 @@ def _trace(model: nn.Module, kept: Mapping[str, str]) -> _Tracer:
 def _first_line(reason: Exception) -> str:
     """The first sentence: torch.fx goes on for a paragraph."""
     return str(reason).splitlines()[0].split(". ")[0].rstrip(".") if str(reason) else type(reason).__name__
-
-
-@contextmanager
-def without_fast_attention() -> Iterator[None]:
-    """Let torch's transformer layers run as the layers that they hold, not as one operation of their own."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from compress_aug.quantization.bits import is_brevitas
-from compress_aug.quantization.graph import QUANTIZABLE, computes_plainly, without_fast_attention
+from compress_aug.quantization.graph import QUANTIZABLE, computes_plainly
+from compress_aug.surgery import without_fast_attention
 
 INPUT = "input_quantizer"
 

@@ -15,12 +15,11 @@ from compress_aug.quantization.graph import (
     Untraceable,
     outermost,
     traced,
-    without_fast_attention,
 )
 from compress_aug.quantization.layerwise import why_float
 from compress_aug.quantization.scale_groups import Flow
 from compress_aug.quantization.split_norms import split_norms
-from compress_aug.surgery import copy_model
+from compress_aug.surgery import copy_model, without_fast_attention
 
 _NO_LAYER = "it does not run as a layer; what holds it may read its weight directly, or call it by keyword"
 
