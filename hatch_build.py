@@ -19,7 +19,13 @@ FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fPIC", 
 
 # What each level may use beyond the oldest processor; native/levels.c asks for the same when it chooses.
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi", "-mprefer-vector-width=512")
-LEVELS = {"x86_64": {"avx2": ("-mavx2",), "avx512": ("-mavx2", *AVX512)}}
+LEVELS = {
+    "x86_64": {
+        "avx2": ("-mavx2",),
+        "avx512": ("-mavx2", *AVX512),
+        "avx512_bf16": ("-mavx2", *AVX512, "-mavx512bf16"),
+    }
+}
 
 
 class NoLibrary(Exception):

@@ -11,6 +11,7 @@ stock Brevitas     `brevitas.graph.quantize`: `preprocess_for_quantize` (which m
                    they are collected; QuantReLU, QuantIdentity, QuantConv2d and QuantLinear
 torch executor     our `quantize` with batch norms folded, fake quantization by plain torch operations
 compiled executor  the same model, fake quantization by the compiled kernel
+no quantizers      the same model with its quantizers taken out: no way of quantizing can be faster than that
 
 Before anything is timed, the outputs of our model are compared with those that the same modules give by Brevitas' own
 operations: the largest difference of a logit must be 0.
@@ -37,7 +38,7 @@ from training import cpu_name
 
 from compress_aug.models import load_model
 from compress_aug.native import kernels
-from compress_aug.quantization import quantize
+from compress_aug.quantization import quantize, without_quantizers
 from compress_aug.quantization.fused import quantization_executor
 
 BATCH = 128
@@ -174,22 +175,23 @@ def measure(case: str, bits: int, rounds: int, steps: int) -> list[dict]:
             f"{case}: our outputs are not those of the stock operations: {differences}; nothing was timed."
         )
     sides = {executor: training_step(ours, kind, executor) for executor in executors}
-    sides["stock"] = training_step(stock, kind, "")
+    plain = without_quantizers(ours).to(memory_format=torch.channels_last).train()
+    sides |= {"no quantizers": training_step(plain, kind, ""), "stock": training_step(stock, kind, "")}
     for model, side in ((ours, executors[0]), (stock, "stock")):
         check_learned(model, sides[side])
     seconds = race(sides, rounds, steps)
     return [
         {
             "case": f"{case} w{bits}a{bits} B{BATCH}",
-            "ours": f"{executor} executor",
+            "ours": f"{side} executor" if side in executors else side,
             "against": "stock Brevitas",
-            "ratio": round(seconds["stock"] / seconds[executor], 3),
-            "ours_value": round(BATCH / seconds[executor], 1),
+            "ratio": round(seconds["stock"] / seconds[side], 3),
+            "ours_value": round(BATCH / seconds[side], 1),
             "against_value": round(BATCH / seconds["stock"], 1),
             "unit": "images/s",
-            "largest_difference": differences[executor],
+            "largest_difference": differences.get(side),
         }
-        for executor in executors
+        for side in (*executors, "no quantizers")
     ]
 
 
@@ -201,7 +203,7 @@ def show(rows: list[dict]) -> None:
         table.add_column(column, justify="right")
     for row in rows:
         values = [f"{row[key]:,.0f}" for key in ("ours_value", "against_value")]
-        difference = f"{row['largest_difference']:g}"
+        difference = "" if row["largest_difference"] is None else f"{row['largest_difference']:g}"
         table.add_row(row["case"], row["ours"], row["against"], *values, f"{row['ratio']:.2f}", difference)
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from compress_aug.quantization import deferred, fast_layers, fused, layers
 from compress_aug.quantization.fused import Grid, fake_quantize, quantization_executor
 from compress_aug.surgery import copy_model
 
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 needs_kernels = pytest.mark.skipif(
     native.kernels() is None,
@@ -248,9 +249,41 @@ def _gradient(*arguments: Any) -> tuple[Tensor, Tensor]:
     return fused._gradient_by_kernel(*arguments)
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_number_of_threads_changes_nothing(dtype: torch.dtype, threads: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("scale", [1e-12, 2.0**-30, 0.0117, 0.3, 1.0, 777.7, 1e6, torch.inf, torch.nan])
+def test_every_level_gives_the_same_bits_at_any_size(scale: float, dtype: torch.dtype, level: str) -> None:
+    """Where numbers overflow or are too small to be normal, the ways of the levels part."""
+    values = torch.cat(
+        [awkward(dtype), (torch.randn(5000) * 10.0 ** torch.randint(-40, 38, (5000,))).to(dtype)]
+    )
+    above = values[torch.randperm(len(values))]
+    above[4096:] = torch.randn(len(above) - 4096).to(dtype)  # blocks of usual sizes beside those of all sizes
+    step = torch.tensor(scale)
+    for grid in (Grid(-8, 7), Grid(0, 255), Grid(0, 15, 0.0, torch.inf), Grid(-8, 7, -1.5, 1.25)):
+        results = [
+            (
+                fused._by_kernel(values, step, grid, found),
+                fused._gradient_by_kernel(values, above, step, grid, found)[0],
+            )
+            for found in (native._load(native.LIBRARY, level), native._load(native.LIBRARY, "baseline"))
+        ]
+        for one, other in zip(*results, strict=True):
+            is_number = ~other.isnan()
+            assert torch.equal(one.isnan(), other.isnan())
+            assert torch.equal(bits(one[is_number]), bits(other[is_number]))
+
+
+@needs_kernels
+@pytest.mark.parametrize("has_team", [True, False], ids=["threads of torch", "own threads"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_changes_nothing(
+    dtype: torch.dtype, has_team: bool, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = native.kernels()
+    assert found is not None
+    if has_team and not found.has_team:
+        pytest.skip("torch shows no OpenMP threads here")
+    monkeypatch.setattr(fused, "kernels", lambda: replace(found, has_team=has_team))
     values, above = (torch.randn(300_001).to(dtype) for _ in range(2))
     results = []
     for number in (1, 2, 3):
@@ -259,6 +292,23 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype, threads: Call
         output = fake_quantize(leaf, scale, Grid(-8, 7))
         output.backward(above)
         results.append((output, leaf.grad, scale.grad))
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+@needs_kernels
+def test_the_number_of_threads_changes_nothing_for_many_scales(threads: Callable[[int], None]) -> None:
+    weights, above = torch.randn(37, 9001), torch.randn(37, 9001)
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        leaf, scales = weights.clone().requires_grad_(), torch.linspace(0.1, 1, 37)[:, None].requires_grad_()
+        output = fake_quantize(leaf, scales, Grid(-8, 7, passes=True))
+        output.backward(above)
+        results.append((output, leaf.grad, scales.grad))
+    with quantization_executor("torch"):
+        expected = fake_quantize(weights, torch.linspace(0.1, 1, 37)[:, None], Grid(-8, 7, passes=True))
+    assert torch.equal(results[0][0], expected)
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
 
@@ -273,12 +323,14 @@ def test_nothing_is_written_outside(count: int, dtype: torch.dtype) -> None:
     scale, inner = torch.tensor([0.1]), 32 * values.element_size()
     ends = (-8.0, 7.0, 0.0, 6.0, True)
     is_half = dtype is torch.bfloat16
-    found.fake_quant(values.data_ptr(), room.data_ptr() + inner, 1, count, scale.data_ptr(), *ends, is_half)
+    found.fake_quant(
+        values.data_ptr(), room.data_ptr() + inner, 1, count, scale.data_ptr(), *ends, is_half, 2
+    )
     assert (room[:32] == 77).all() and (room[32 + count :] == 77).all()
     sums = torch.full((-(-count // 2048) + 1,), 55.0, dtype=torch.float64)
     found.fake_quant_gradient(
         *(values.data_ptr(), values.data_ptr(), room.data_ptr() + inner, sums.data_ptr(), 1, count),
-        *(scale.data_ptr(), *ends, False, is_half),
+        *(scale.data_ptr(), *ends, False, is_half, 2),
     )
     assert (room[:32] == 77).all() and (room[32 + count :] == 77).all()
     assert sums[-1] == 55 and (sums[:-1] != 55).all()

@@ -19,7 +19,7 @@ from compress_aug.augment import Operation, Plan, apply_plan, compiled, magnitud
 from compress_aug.augment.compiled import apply_compiled
 from compress_aug.errors import DataError, MissingPart, RecipeError
 
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 needs_kernels = pytest.mark.skipif(
     native.kernels() is None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 log = logging.getLogger("compress_aug")
 
-ABI = 2
+ABI = 3
 """What `native_abi` of the library must say; levels.c has the same number."""
 
 LIBRARY = Path(__file__).with_name("kernels.so")
@@ -33,13 +33,13 @@ _ARGUMENTS: dict[str, list[type]] = {
         *(_POINTER, _POINTER),  # input, output
         *(_SIZE, _SIZE, _POINTER),  # rows, columns, scales
         *(_FLOAT, _FLOAT, _FLOAT, _FLOAT),  # smallest, largest, low, high
-        *(_FLAG, _FLAG),  # clips, is_bfloat16
+        *(_FLAG, _FLAG, _FLAG),  # clips, is_bfloat16, threads
     ],
     "fake_quant_gradient": [
         *(_POINTER, _POINTER, _POINTER, _POINTER),  # input, gradient, result, sums
         *(_SIZE, _SIZE, _POINTER),  # rows, columns, scales
         *(_FLOAT, _FLOAT, _FLOAT, _FLOAT),  # smallest, largest, low, high
-        *(_FLAG, _FLAG, _FLAG),  # clips, passes, is_bfloat16
+        *(_FLAG, _FLAG, _FLAG, _FLAG),  # clips, passes, is_bfloat16, threads
     ],
 }
 
@@ -48,12 +48,15 @@ _ARGUMENTS: dict[str, list[type]] = {
 class Kernels:
     """The functions of the library. A call releases the GIL; nothing about its pointers is checked.
 
-    level:   which instructions they are compiled for: "baseline", "avx2" or "avx512"
+    level:   which instructions they are compiled for: "baseline", "avx2", "avx512" or "avx512_bf16"
+    has_team: whether a kernel that takes `threads` finds torch's own (torch must be imported before the first call
+              of `kernels`); if not, it works on one
     augment: see augment.c; 0, or 1 without memory, or 2 at an unknown operation
     fake_quant, fake_quant_gradient: see fake_quant.c; always 0
     """
 
     level: str
+    has_team: bool
     augment: Callable[..., int]
     fake_quant: Callable[..., int]
     fake_quant_gradient: Callable[..., int]
@@ -68,7 +71,7 @@ def kernels() -> Kernels | None:
     """The compiled kernels for this processor; None, and one line in the log "compress_aug", where there are none.
 
     >>> found = kernels()
-    >>> found is None or found.level in ("baseline", "avx2", "avx512")
+    >>> found is None or found.level in ("baseline", "avx2", "avx512", "avx512_bf16")
     True
     """
     if os.environ.get(SWITCH) == "0":
@@ -105,4 +108,4 @@ def _load(path: Path, level: str = "") -> Kernels:
         raise _Unusable(f"{path} has interface {abi}, and this version of compress_aug needs {ABI}")
     for name, function in functions.items():
         function.argtypes, function.restype = _ARGUMENTS[name], ctypes.c_int
-    return Kernels(level, **functions)
+    return Kernels(level, bool(library.native_has_team()), **functions)

@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "team.h"
+
 #ifndef LEVEL
 #define LEVEL baseline
 #endif
@@ -137,8 +139,17 @@ static void narrow(const float *restrict input, uint16_t *restrict output, int64
     for (int64_t i = 0; i < count; i++) store(output, i, input[i], BFLOAT16);
 }
 
+#if defined(__AVX512BF16__)
+#include "fake_quant_bf16.h"
+#endif
+
 static double block_gradient_bfloat16(const void *input, const void *gradient, void *result, int64_t count,
                                       float scale, const Grid *grid) {
+#if defined(__AVX512BF16__)
+    if (is_within_reach(scale, grid) && are_within_reach(gradient, count))
+        return grid->clips ? block_gradient_wide(input, gradient, result, count, scale, grid, 1)
+                           : block_gradient_wide(input, gradient, result, count, scale, grid, 0);
+#endif
     float values[BLOCK], above[BLOCK], below[BLOCK];
     widen(input, values, count);
     widen(gradient, above, count);
@@ -155,9 +166,72 @@ static double block_gradient_float32(const void *input, const void *gradient, vo
     return block_gradient(input, gradient, result, count, scale, grid, FLOAT32, 0, 0);
 }
 
+static void quantize_row_bfloat16(const uint16_t *restrict input, uint16_t *restrict output, int64_t columns,
+                                  float scale, const Grid *grid) {
+    int64_t done = 0;
+#if defined(__AVX512BF16__)
+    if (is_within_reach(scale, grid)) done = quantize_row_wide(input, output, columns, scale, grid);
+#endif
+    if (grid->clips) quantize_row(input + done, output + done, columns - done, scale, grid, BFLOAT16, 1);
+    else quantize_row(input + done, output + done, columns - done, scale, grid, BFLOAT16, 0);
+}
+
 /* A position in a tensor, counted in values. */
 static void *at(const void *values, int64_t position, int type) {
     return (char *)values + position * (type == BFLOAT16 ? 2 : 4);
+}
+
+/* What is to be done: the arguments of `fake_quant` or `fake_quant_gradient`, whose `gradient` is null or not. */
+typedef struct {
+    const void *input, *gradient;
+    void *result;
+    double *sums;
+    int64_t rows, columns;
+    const float *scales;
+    Grid grid;
+    int type;
+} Work;
+
+static void quantize(const Work *work, int64_t row, int64_t start, int64_t count) {
+    const int64_t place = row * work->columns + start;
+    const void *from = at(work->input, place, work->type);
+    void *to = at(work->result, place, work->type);
+    const float scale = usual(work->scales[row]);
+    if (work->type == BFLOAT16) quantize_row_bfloat16(from, to, count, scale, &work->grid);
+    else if (work->grid.clips) quantize_row(from, to, count, scale, &work->grid, FLOAT32, 1);
+    else quantize_row(from, to, count, scale, &work->grid, FLOAT32, 0);
+}
+
+/* Of one block, whose number within the row is `block`. */
+static void back_through(const Work *work, int64_t row, int64_t block, int64_t count) {
+    const int64_t place = row * work->columns + block * BLOCK, blocks = (work->columns + BLOCK - 1) / BLOCK;
+    const void *values = at(work->input, place, work->type), *above = at(work->gradient, place, work->type);
+    void *below = at(work->result, place, work->type);
+    const float scale = usual(work->scales[row]);
+    work->sums[row * blocks + block] =
+        work->type == BFLOAT16 ? block_gradient_bfloat16(values, above, below, count, scale, &work->grid)
+                               : block_gradient_float32(values, above, below, count, scale, &work->grid);
+}
+
+/* The blocks from `start` up to `stop`, counted through all rows. */
+static void do_blocks(const Work *work, int64_t start, int64_t stop) {
+    const int64_t blocks = (work->columns + BLOCK - 1) / BLOCK;
+    while (start < stop) {
+        const int64_t row = start / blocks, block = start % blocks;
+        const int64_t here = stop - start < blocks - block ? stop - start : blocks - block;
+        const int64_t left = work->columns - block * BLOCK, count = here * BLOCK < left ? here * BLOCK : left;
+        if (!work->gradient) quantize(work, row, block * BLOCK, count);
+        else
+            for (int64_t i = 0; i < here; i++)
+                back_through(work, row, block + i, count - i * BLOCK < BLOCK ? count - i * BLOCK : BLOCK);
+        start += here;
+    }
+}
+
+static void do_share(const void *given, int64_t share, int64_t shares) {
+    const Work *work = given;
+    const int64_t all = work->rows * ((work->columns + BLOCK - 1) / BLOCK);
+    do_blocks(work, all * share / shares, all * (share + 1) / shares);
 }
 
 /* Put values on a grid.
@@ -166,24 +240,16 @@ static void *at(const void *values, int64_t position, int type) {
  * scales:            (rows), the size of a step
  * smallest, largest, low, high, clips: see Grid
  * is_bfloat16:       what input and output hold
+ * threads:           how many may work on it; their number changes nothing else
  *
  * Returns 0.
  */
 int EXPORTED(fake_quant)(const void *input, void *output, int64_t rows, int64_t columns, const float *scales,
-                         float smallest, float largest, float low, float high, int clips, int is_bfloat16) {
+                         float smallest, float largest, float low, float high, int clips, int is_bfloat16,
+                         int threads) {
     const Grid grid = {smallest, largest, low, high, clips, 0};
-    for (int64_t row = 0; row < rows; row++) {
-        const void *from = at(input, row * columns, is_bfloat16);
-        void *to = at(output, row * columns, is_bfloat16);
-        const float scale = usual(scales[row]);
-        if (is_bfloat16) {
-            if (clips) quantize_row(from, to, columns, scale, &grid, BFLOAT16, 1);
-            else quantize_row(from, to, columns, scale, &grid, BFLOAT16, 0);
-        } else {
-            if (clips) quantize_row(from, to, columns, scale, &grid, FLOAT32, 1);
-            else quantize_row(from, to, columns, scale, &grid, FLOAT32, 0);
-        }
-    }
+    const Work work = {input, 0, output, 0, rows, columns, scales, grid, is_bfloat16 ? BFLOAT16 : FLOAT32};
+    in_team(do_share, &work, threads);
     return 0;
 }
 
@@ -199,17 +265,9 @@ int EXPORTED(fake_quant)(const void *input, void *output, int64_t rows, int64_t 
  */
 int EXPORTED(fake_quant_gradient)(const void *input, const void *gradient, void *result, double *sums, int64_t rows,
                                   int64_t columns, const float *scales, float smallest, float largest, float low,
-                                  float high, int clips, int passes, int is_bfloat16) {
+                                  float high, int clips, int passes, int is_bfloat16, int threads) {
     const Grid grid = {smallest, largest, low, high, clips, passes};
-    for (int64_t row = 0; row < rows; row++) {
-        const float scale = usual(scales[row]);
-        for (int64_t start = 0; start < columns; start += BLOCK) {
-            const int64_t place = row * columns + start, left = columns - start, count = left < BLOCK ? left : BLOCK;
-            const void *values = at(input, place, is_bfloat16), *above = at(gradient, place, is_bfloat16);
-            void *below = at(result, place, is_bfloat16);
-            *sums++ = is_bfloat16 ? block_gradient_bfloat16(values, above, below, count, scale, &grid)
-                                  : block_gradient_float32(values, above, below, count, scale, &grid);
-        }
-    }
+    const Work work = {input, gradient, result, sums, rows, columns, scales, grid, is_bfloat16 ? BFLOAT16 : FLOAT32};
+    in_team(do_share, &work, threads);
     return 0;
 }

@@ -29,7 +29,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 _PIECE = 1 << 17
 # The values of a block, whose part of a scale's gradient the kernel sums on its own; BLOCK in fake_quant.c.
 _BLOCK = 2048
-# Handing a piece to a thread takes some 20 us, as long as the kernel takes for this many values.
+# Handing a share to a thread of torch takes about 1 us, and a piece to one of our own some 20 us: as long as the kernel
+# takes for this many values.
+_LEAST_SHARE = 1 << 13
 _LEAST_PIECE = 1 << 15
 
 _executor: Executor = "auto"
@@ -224,13 +226,13 @@ def _by_kernel(values: Tensor, scale: Tensor, grid: Grid, found: Kernels) -> Ten
     result = torch.empty_like(values)
     work = _Work(values, scale, grid)
 
-    def do(start: int, stop: int) -> int:
+    def do(start: int, stop: int, threads: int) -> int:
         return found.fake_quant(
             *(work.address(values, start), work.address(result, start)),
-            *(*work.extent(start, stop), *work.ends, values.dtype is torch.bfloat16),
+            *(*work.extent(start, stop), *work.ends, values.dtype is torch.bfloat16, threads),
         )
 
-    work.share(do)
+    work.share(do, found.has_team)
     return result
 
 
@@ -241,14 +243,14 @@ def _gradient_by_kernel(
     work = _Work(values, scale, grid)
     sums = torch.empty((work.rows, -(-work.columns // _BLOCK)), dtype=torch.float64)
 
-    def do(start: int, stop: int) -> int:
+    def do(start: int, stop: int, threads: int) -> int:
         return found.fake_quant_gradient(
             *(work.address(values, start), work.address(gradient, start), work.address(result, start)),
             *(sums.data_ptr() + start * 8, *work.extent(start, stop), *work.ends),
-            *(grid.passes, values.dtype is torch.bfloat16),
+            *(grid.passes, values.dtype is torch.bfloat16, threads),
         )
 
-    work.share(do)
+    work.share(do, found.has_team)
     return result, sums.sum(1).float().reshape(scale.shape)
 
 
@@ -271,16 +273,20 @@ class _Work:
         columns = min(stop * _BLOCK, self.columns) - start * _BLOCK
         return self.rows, columns, self.scale.data_ptr()
 
-    def share(self, do: Any) -> None:
-        """Call `do(start, stop)` for all blocks, on as many threads as torch has, this one among them."""
-        blocks = -(-self.columns // _BLOCK)
-        pieces = min(torch.get_num_threads(), self.columns // _LEAST_PIECE) if self.rows == 1 else 1
+    def share(self, do: Any, has_team: bool) -> None:
+        """Call `do(start, stop, threads)` for all blocks, on as many threads as torch has, this one among them."""
+        blocks, values = -(-self.columns // _BLOCK), self.rows * self.columns
+        threads = torch.get_num_threads()
+        if has_team:
+            do(0, blocks, max(1, min(threads, values // _LEAST_SHARE)))
+            return
+        pieces = min(threads, values // _LEAST_PIECE) if self.rows == 1 else 1
         if pieces < 2:
-            do(0, blocks)
+            do(0, blocks, 1)
             return
         bounds = [blocks * piece // pieces for piece in range(pieces + 1)]
-        others = [_pool(pieces - 1).submit(do, *pair) for pair in pairwise(bounds[1:])]
-        do(0, bounds[1])
+        others = [_pool(pieces - 1).submit(do, *pair, 1) for pair in pairwise(bounds[1:])]
+        do(0, bounds[1], 1)
         for other in others:
             other.result()
 
