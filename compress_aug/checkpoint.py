@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compress_aug import channels, inheritance, pruning, quantization
 from compress_aug.errors import CompressAugError, RunFolderError
 from compress_aug.folders import written_whole
-from compress_aug.surgery import LogEntry, device_of, fold_masks, masked_layers, replace_log, surgery_log
+from compress_aug.surgery import LogEntry, device_of, fold_masks, holder_of, masked_layers, replace_log, surgery_log
 
 Replay = Callable[[nn.Module, LogEntry], nn.Module]
 
@@ -167,8 +167,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(weights, strict=True)
         # What a masked layer computes with is not stored: without this it would be stale until the first forward.
-        for layer in masked_layers(model).values():
-            layer.weight = layer.weight_orig * layer.weight_mask  # type: ignore[operator]
+        for name in masked_layers(model):
+            holder, key = holder_of(model, name)
+            setattr(holder, key, getattr(holder, f"{key}_orig") * getattr(holder, f"{key}_mask"))
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise RunFolderError(f"{path} does not fit this model: {_with_advice(reason)}") from None

@@ -7,17 +7,29 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress_aug.batch import Batch
-from compress_aug.surgery import copy_model, device_of, freeze
+from compress_aug.surgery import (
+    attention_projections,
+    copy_model,
+    device_of,
+    freeze,
+    without_fast_attention,
+)
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers, by name, whose weights pruning may zero: every convolution and linear layer.
 
+    The projections that `nn.MultiheadAttention` computes itself are among them, under the names that they have once
+    it is quantized, as views of its weights (`surgery.attention_projections`).
+
     >>> list(prunable_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))))
     ['0']
     """
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        found |= {name: module} if isinstance(module, kinds) else attention_projections(module, name)
+    return found
 
 
 def effective_weight(layer: nn.Module) -> Tensor:
@@ -28,14 +40,29 @@ def effective_weight(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
+def zeros(layer: nn.Module) -> int:
+    """How many of a layer's weights are zero, of which those that only rounding to few bits makes zero are none.
+
+    >>> zeros(nn.Linear(2, 2))
+    0
+    """
+    count = int((effective_weight(layer) == 0).sum())
+    # Left by `finalize` where it stores rounded weights.
+    before = getattr(layer, "zeros_before_rounding", None)
+    if not isinstance(before, int):
+        return count
+    mask = getattr(layer, "weight_mask", None)
+    return before if mask is None else max(before, int((mask == 0).sum()))
+
+
 def sparsity(model: nn.Module) -> float:
-    """The share of prunable weights that are zero, in [0, 1]."""
-    zeros = total = 0
-    for layer in prunable_layers(model).values():
-        weight = effective_weight(layer)
-        zeros += int((weight == 0).sum())
-        total += weight.numel()
-    return zeros / total if total else 0.0
+    """The share of prunable weights that are zero, in [0, 1], the same before and after `quantize` and `finalize`.
+
+    What rounding to few bits sends to zero does not count: it moves with every training step, and nothing holds it.
+    """
+    layers = prunable_layers(model).values()
+    total = sum(effective_weight(layer).numel() for layer in layers)
+    return sum(map(zeros, layers)) / total if total else 0.0
 
 
 def parameters(model: nn.Module) -> int:
@@ -45,8 +72,7 @@ def parameters(model: nn.Module) -> int:
 
 def nonzero_parameters(model: nn.Module) -> int:
     """Parameters less the prunable weights that are zero."""
-    zeros = sum(int((effective_weight(layer) == 0).sum()) for layer in prunable_layers(model).values())
-    return parameters(model) - zeros
+    return parameters(model) - sum(map(zeros, prunable_layers(model).values()))
 
 
 def macs(model: nn.Module, image_shape: tuple[int, ...]) -> int:
@@ -60,7 +86,8 @@ def macs(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     probe = freeze(copy_model(model))
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), None)
     image = torch.zeros(1, *image_shape, device=device_of(model), dtype=dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Attention in one operation is none that the counter knows.
+    with torch.no_grad(), without_fast_attention(), FlopCounterMode(display=False) as counter:
         probe(image)
     return int(counter.get_total_flops()) // 2
 

@@ -21,6 +21,9 @@ LogEntry = dict[str, Any]
 
 _LOG = "surgery_log"
 
+# Weights that torch's attention holds itself, and the layer that each of them becomes where attention is taken apart.
+_PROJECTIONS = {f"{layer}_weight": layer for layer in ("in_proj", "q_proj", "k_proj", "v_proj")}
+
 
 def surgery_log(model: nn.Module) -> list[LogEntry]:
     """What was done to this model, oldest first. A copy: only `record` appends.
@@ -70,8 +73,68 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers, by name, whose weight carries a mask of `torch.nn.utils.prune`."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "weight_mask")}
+    """The layers, by name, whose weight carries a mask of `torch.nn.utils.prune`, projections of attention included."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        found |= {**attention_projections(module, name), name: module}
+    return {name: module for name, module in found.items() if hasattr(module, "weight_mask")}
+
+
+def attention_projections(module: nn.Module, name: str) -> dict[str, nn.Module]:
+    """The projections that `nn.MultiheadAttention` computes from weights of its own, as linear layers by name.
+
+    Each is a view, made for this call: it holds the very parameter (and mask) of the attention, so that a change of
+    their values is one of the attention. It is never called, and nothing else of it reaches the attention: masks go
+    to what `holder_of` tells. No other module has any.
+
+    >>> list(attention_projections(nn.MultiheadAttention(8, 2), "attn"))
+    ['attn.in_proj']
+    """
+    if not isinstance(module, nn.MultiheadAttention):
+        return {}
+    prefix = f"{name}." if name else ""
+    weights = {layer: key for key, layer in _PROJECTIONS.items() if getattr(module, key, None) is not None}
+    return {f"{prefix}{layer}": _view(module, key) for layer, key in weights.items()}
+
+
+def _view(module: nn.MultiheadAttention, key: str) -> nn.Linear:
+    weight: Tensor = getattr(module, key)
+    view: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta").train(module.training)
+    del view.weight
+    for end in ("", "_orig"):
+        if isinstance(held := getattr(module, f"{key}{end}", None), Tensor):
+            setattr(view, f"weight{end}", held)
+    if hasattr(module, f"{key}_mask"):
+        view.register_buffer("weight_mask", getattr(module, f"{key}_mask"))
+    return view  # type: ignore[no-any-return]
+
+
+def holder_of(model: nn.Module, layer: str) -> tuple[nn.Module | None, str]:
+    """The module that holds a layer's weight, and under which name: the layer itself, "weight", or its attention.
+
+    None for a name that no module has.
+
+    >>> holder_of(nn.MultiheadAttention(8, 2), "in_proj")[1]
+    'in_proj_weight'
+    """
+    modules = dict(model.named_modules())
+    parent, _, last = layer.rpartition(".")
+    if layer not in modules and isinstance(modules.get(parent), nn.MultiheadAttention):
+        return modules[parent], f"{last}_weight"
+    return modules.get(layer), "weight"
+
+
+def masked_layer(key: str) -> str | None:
+    """The layer that a key of a state dict is the mask of; None if it is none.
+
+    >>> masked_layer("conv.weight_mask"), masked_layer("attn.in_proj_weight_mask"), masked_layer("conv.weight")
+    ('conv', 'attn.in_proj', None)
+    """
+    parent, _, last = key.rpartition(".")
+    weight = last.removesuffix("_mask")
+    if last == weight or weight not in ("weight", *_PROJECTIONS):
+        return None
+    return ".".join(filter(None, (parent, _PROJECTIONS.get(weight))))
 
 
 def make_permanent(model: nn.Module) -> nn.Module:
@@ -88,17 +151,16 @@ def make_permanent(model: nn.Module) -> nn.Module:
 
 def fold_masks(model: nn.Module) -> nn.Module:
     """`make_permanent` for a step in between, which the log need not know of."""
-    for module in masked_layers(model).values():
-        prune.remove(module, "weight")  # type: ignore[no-untyped-call, unused-ignore]
+    for name in masked_layers(model):
+        prune.remove(*holder_of(model, name))  # type: ignore[no-untyped-call, unused-ignore]
     return model
 
 
 def layer_shapes(model: nn.Module, names: list[str]) -> dict[str, list[int]]:
     """The weight shape of each named layer, for a log entry."""
-    modules = dict(model.named_modules())
     shapes = {}
     for name in names:
-        weight = modules[name].weight
+        weight = getattr(*holder_of(model, name))
         assert isinstance(weight, Tensor)
         shapes[name] = list(weight.shape)
     return shapes
@@ -109,9 +171,8 @@ def check_shapes(model: nn.Module, shapes: dict[str, list[int]], verb: str) -> N
 
     Raises ModelError that names the first layer which is missing or has another shape.
     """
-    modules = dict(model.named_modules())
     for name, shape in shapes.items():
-        weight = getattr(modules.get(name), "weight", None)
+        weight = getattr(*holder_of(model, name), None)
         if not isinstance(weight, Tensor):
             raise ModelError(
                 f'The log says "{verb}" of layer "{name}", but this model has no such layer: '

@@ -33,6 +33,12 @@ class Target(BaseModel):
         description="which runtime's integer kernels the file is written for; tensorrt: signed symmetric integers "
         "between QuantizeLinear and DequantizeLinear, nothing packed, biases in float",
     )
+    opset: int = Field(
+        13,
+        ge=13,
+        description="version of the ONNX operators in the file: 13 loads everywhere; 21 has INT4 tensors for weights "
+        "of 4 bits, 25 INT2 tensors for those of 2 bits too",
+    )
     threads: int = Field(ge=1, description="that one layer may use when the file is timed")
     round_to: int = Field(
         ge=1, description="channel counts are kept in multiples of this: kernels work on whole vectors"
@@ -49,6 +55,15 @@ class Target(BaseModel):
         min_length=1,
         description="how the device's own firmware calls it (/proc/device-tree/model begins so): there, proxy is false",
     )
+
+    @property
+    def signed_only(self) -> bool:
+        """Whether its kernels take signed integers only, so that what never is negative has 7 bits.
+
+        >>> load_target("jetson").signed_only
+        True
+        """
+        return self.form == "tensorrt"
 
     def as_yaml(self) -> str:
         """The file that `load_target` reads, with every key explained.

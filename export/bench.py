@@ -291,9 +291,9 @@ def why_slower(sides: list[dict[str, Any]], isa: list[str] | None) -> str | None
             "ARM), so that integers save memory here rather than time: for speed take the float file, and cut channels."
         )
     said.append(
-        f"What {'else ' if len(said) > 1 else ''}helps: look which layers stayed float (the export names them), "
-        "because each costs conversions around it; plain ReLU instead of hard-swish and squeeze-and-excitation; as "
-        "many threads as a layer can use, which in a small net is 1; a newer onnxruntime."
+        f"What {'else ' if len(said) > 1 else ''}helps: as many threads as a layer can use, which in a small net is "
+        "1; a newer onnxruntime; and, if the export names layers that stayed float, each of which costs conversions "
+        "around it, fewer of them: plain ReLU instead of hard-swish and squeeze-and-excitation, for example."
     )
     return " ".join(said)
 

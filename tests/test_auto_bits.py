@@ -2,7 +2,9 @@
 
 import io
 import itertools
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -17,13 +19,14 @@ from compress_aug import deploy, load_recipe
 from compress_aug.errors import QuantizeError, RecipeError
 from compress_aug.folders import shipped
 from compress_aug.progress import counting
-from compress_aug.quantization import finalize, quantize, weight_bits
+from compress_aug.quantization import finalize, quantize, weight_bits, without_quantizers
 from compress_aug.quantization.sizes import float_bytes, layer_bytes, quantized_layers, weight_bytes
 from compress_aug.running import check
-from compress_aug.sensitivity import LayerScan, Sensitivity
+from compress_aug.sensitivity import LayerScan, Sensitivity, scan_bits
 from compress_aug.stages import Quantize
 from compress_aug.stages.auto_bits import choice, costs, packed_bytes, sizes_of, tell
 from compress_aug.surgery import copy_model, surgery_log
+from compress_aug.training import mixed_seed
 
 
 def inputs():
@@ -107,6 +110,7 @@ class Spoken:
             data=DATA,
             seed=1,
             rehearsal=False,
+            target=SimpleNamespace(form="onnxruntime", name="host_cpu", int8_saturates=False),
             show=self.lines.append,
             note=self.notes.append,
             record=self.row.__setitem__,
@@ -187,6 +191,39 @@ def test_what_was_chosen_is_told_and_recorded(net):
     assert f"{packed_bytes(model) / 1e6:.4g} MB" in spoken.notes[1]
 
 
+def test_what_is_written_is_told_where_it_is_more_than_the_budget(net):
+    made, spoken = forms(net), Spoken()
+    found = choice(made, 0.0006, 64, spoken.setup, ends_take_part=True)
+    overrides = {name: {"weights": bits} for name, bits in found.bits.items()}
+    model = quantized(copy_model(net), weights=8, overrides=overrides)
+    tell(found, model, spoken.setup)
+    assert packed_bytes(model) > 600, "these layers are too small to be packed"
+    assert "MORE than size_mb 0.0006" in spoken.notes[1] and "too small to be packed" in spoken.notes[1]
+    assert packed_bytes(model) == packed_bytes(model, packs=False)
+    wide = quantized(learned(wide_net()), weights=2)
+    assert packed_bytes(wide) < packed_bytes(wide, packs=False)
+    spoken.setup.target = SimpleNamespace(form="tensorrt", name="jetson", int8_saturates=False)
+    tell(found, model, spoken.setup)
+    assert "nothing is packed for jetson" in spoken.notes[-1]
+    roomy = choice(made, 0.1, 64, spoken.setup, ends_take_part=True)
+    tell(roomy, quantized(copy_model(net), weights=8), spoken.setup)
+    assert "MORE" not in spoken.notes[-1]
+
+
+def test_losses_that_count_as_with_more_bits_are_told(net):
+    made, spoken = forms(net), Spoken()
+    found = choice(made, 0.0006, 64, spoken.setup, ends_take_part=True)
+    images = islice(DATA.train.batches(64, order_seed=mixed_seed(1, "calibrate")), 1)
+    scanned = scan_bits(without_quantizers(made[8]), images, DATA.normalise, CHOICES, forms=made)
+    lower = 0
+    for increases in scanned.loss_increases().values():
+        lower += sum(loss < max(increases[: place + 1]) for place, loss in enumerate(increases))
+    assert found.raised == lower
+    told = replace(found, raised=2).summary(500)
+    assert "2 of 9 measured losses were lower than with more bits" in told
+    assert "lower than with more bits" not in replace(found, raised=0).summary(500)
+
+
 def test_layers_with_bits_of_their_own_are_left(net):
     made = forms(net, first_and_last=8)
     sizes = sizes_of(made)
@@ -252,7 +289,7 @@ def test_a_recipe_picks_bits_and_the_run_comes_back_with_them(tmp_path, net):
     assert row["reached"]["size_mb"] == weight_bytes(result.model) / 1e6 <= 0.00064
     for name, bits in row["layer_bits"].items():
         assert next(line.split()[2] for line in out.splitlines() if line.split()[:1] == [name]) == str(bits)
-    assert "bits: auto chose" in out and "as `export` packs them" in out
+    assert "bits: auto chose" in out and "as `export` writes them" in out
     assert not any("loss grows by" in note for note in row["notes"]), "the table is told once"
     kept = surgery_log(result.model)[-1]["overrides"]
     assert kept == {name: {"weights": bits} for name, bits in row["layer_bits"].items()}
@@ -334,6 +371,8 @@ def test_a_trial_of_channels_takes_the_most_bits():
         ("bits: auto, size_mb: 1, choices: [4, 9]", "expected 2..8 bits, found 9"),
         ("bits: auto, size_mb: 0", "a number above 0"),
         ("bits: auto, size_mb: 1, scheme: dorefa", "DoReFa's weights lose their size"),
+        ("bits: auto, scheme: dorefa", "DoReFa's weights lose their size"),
+        ("bits: auto, scheme: dorefa, weights: 4", "DoReFa's weights lose their size"),
         ("first_and_last: soft", "expected 2..8 bits, or float"),
     ],
 )

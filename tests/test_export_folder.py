@@ -131,8 +131,8 @@ def _bench_script():
         (1.0, [], None, None),
         (1.5, ["avx2", "avx512f"], "no instructions that multiply and add 8-bit integers", None),
         (1.5, ["asimd"], "no instructions that multiply and add 8-bit integers", None),
-        (1.5, ["avx2", "avx512_vnni"], "look which layers stayed float", "no instructions"),
-        (1.5, ["asimd", "asimddp"], "look which layers stayed float", "no instructions"),
+        (1.5, ["avx2", "avx512_vnni"], "if the export names layers that stayed float", "no instructions"),
+        (1.5, ["asimd", "asimddp"], "if the export names layers that stayed float", "no instructions"),
         (1.5, None, "integers take 1.50 times as long as floats", "no instructions"),
     ],
 )

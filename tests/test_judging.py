@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +145,27 @@ def test_without_both_splits_it_is_said_that_nothing_can_be_compared(tmp_path):
     (line,) = warnings_of(result, 2)
     assert "unknown: there are no test or validation images" in line
     assert not warnings_of(result, 0)
+
+
+@pytest.mark.parametrize(
+    ("images", "plain", "after", "is_warning"),
+    [
+        # Two standard errors: 2 sqrt(1000 x 0.8 x 0.2) = 25.3 images, 2 sqrt(100 x 0.25) = 10, 2 sqrt(0.97) = 1.97.
+        (1000, 0.8, 0.799, False),
+        (1000, 0.8, 0.775, False),
+        (1000, 0.8, 0.774, True),
+        (100, 0.5, 0.4, False),
+        (100, 0.5, 0.39, True),
+        (32, 1.0, 31 / 32, False),
+        (32, 1.0, 30 / 32, True),
+    ],
+)
+def test_what_chance_explains_is_no_warning(images, plain, after, is_warning):
+    before = [{"word": "quantize", "index": 3, "sparsity": 0.0, "accuracy": plain}]
+    data = SimpleNamespace(test=range(images), validation=())
+    told = worse_than_calibrated({"sparsity": 0.0, "accuracy": after}, before, data)
+    assert f"by {round((plain - after) * images)} of {images:,} images" in told
+    assert told.startswith("WARNING") is is_warning and ("may be chance" in told) is not is_warning
 
 
 @pytest.mark.parametrize("after", [0.8, 0.9])

@@ -250,7 +250,8 @@ def test_attention_computes_with_the_masked_weight() -> None:
     model, tokens = Attention(), torch.randn(2, 5, 8)
     for share in (0.3, 0.5):
         mask_smallest(model, share)
-    assert len(model.attention._forward_pre_hooks) == 1
+    # torch's own for its packed weight, and one for out_proj.
+    assert len(model.attention._forward_pre_hooks) == 2
     train(model, torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.1), 3, tokens)
     model.eval()
     with torch.no_grad():
@@ -259,6 +260,35 @@ def test_attention_computes_with_the_masked_weight() -> None:
         twin.load_state_dict(model.state_dict())
         assert torch.equal(twin.eval()(tokens), output)
         assert torch.equal(make_permanent(model)(tokens), output)
+    assert isinstance(model.attention.in_proj_weight, nn.Parameter)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 4, "vdim": 6}])
+def test_attentions_own_weights_are_masked_as_torch_does(sizes: dict[str, int]) -> None:
+    ours = nn.MultiheadAttention(8, 2, **sizes)
+    theirs = copy.deepcopy(ours)
+    names = ["q_proj", "k_proj", "v_proj"] if sizes else ["in_proj"]
+    parameters = [(theirs, f"{name}_weight") for name in names] + [(theirs.out_proj, "weight")]
+    prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.4)
+    mask_smallest(ours, 0.4)
+    assert list(masks(ours)) == [*names, "out_proj"]
+    for holder, name in parameters:
+        mine = ours if holder is theirs else ours.out_proj
+        assert torch.equal(getattr(mine, f"{name}_mask"), getattr(holder, f"{name}_mask"))
+    query, key, value = torch.randn(3, 1, 8), *(torch.randn(3, 1, sizes.get(k, 8)) for k in ("kdim", "vdim"))
+    assert torch.equal(ours(query, key, value)[0], theirs(query, key, value)[0])
+
+
+def test_masks_of_attention_go_into_a_file_and_onto_another_model(tmp_path: Path) -> None:
+    model = mask_smallest(Attention(), 0.5, layers=["attention"])
+    checkpoint.save(model, tmp_path / "model.safetensors", image_shape=[8], classes=3)
+    read = read_masks(tmp_path / "model.safetensors")
+    assert read.keys() == {"attention.in_proj", "attention.out_proj"}
+    assert all(torch.equal(mask, masks(model)[name] != 0) for name, mask in read.items())
+    again = checkpoint.rebuild(Attention(), tmp_path / "model.safetensors")
+    assert zeros(again) == zeros(mask_like(Attention(), read)) == zeros(model) == 128
+    tokens = torch.randn(2, 5, 8)
+    assert torch.equal(again.eval()(tokens), model.eval()(tokens))
 
 
 # The log.
@@ -548,7 +578,8 @@ def test_redraw_reaches_attention() -> None:
     torch.manual_seed(3)
     fresh = Attention()
     redraw(model, seed=3)
-    assert torch.equal(model.attention.in_proj_weight, fresh.attention.in_proj_weight)
+    expected = fresh.attention.in_proj_weight * masks(model)["attention.in_proj"]
+    assert torch.equal(model.attention.in_proj_weight, expected)
     assert not torch.equal(model.attention.in_proj_weight, old)
     assert torch.equal(model.head.weight, fresh.head.weight * masks(model)["head"])
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import torchvision
@@ -33,6 +34,7 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import Bottleneck
 
 from compress_aug import deploy, quantization
+from compress_aug.deploy.runtime import Session
 from compress_aug.errors import ParityError
 from compress_aug.measure import effective_weight
 from compress_aug.pruning import mask_smallest
@@ -644,7 +646,27 @@ def test_norm_with_an_activation_is_folded_without_losing_it(tmp_path: Path) -> 
     made, notes, audit = goes_all_the_way(make, images(), tmp_path / "model.onnx")
     assert notes == [] and audit.float_layers == 0
     assert surgery_log(made)[0]["float_norms"] == []
-    assert any(isinstance(module, nn.SiLU) for module in made.modules())
+    assert torch.sigmoid in {node.target for node in made.graph.nodes}
+
+
+class Swishing(nn.SiLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+@pytest.mark.parametrize("kind", [nn.SiLU, Swishing, nn.Hardswish])
+def test_silu_becomes_a_product_and_keeps_its_name(kind: type[nn.Module], tmp_path: Path) -> None:
+    make = lambda: Around(nn.Sequential(nn.Conv2d(8, 8, 1), kind(), nn.Conv2d(8, 8, 1)))  # noqa: E731
+    made, _, audit = goes_all_the_way(make, images(), tmp_path / "model.onnx")
+    assert audit.float_layers == 0
+    seen: list[Tensor] = []
+    made.get_submodule("part.1").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        made(images())
+    assert len(seen) == 1 and float(seen[0].min()) < 0
+    Session(tmp_path / "model.onnx", optimized=tmp_path / "optimized.onnx")
+    kinds = {node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node}
+    assert ({"QLinearSigmoid", "QLinearMul"} <= kinds) == issubclass(kind, nn.SiLU)
 
 
 def test_norm_that_does_more_stays_float_and_it_is_said() -> None:

@@ -323,12 +323,27 @@ def test_recipes_in_code_are_checked_too():
     [
         ([Prune(sparsity=0.5), Export()], "not one that runs faster"),
         ([Quantize(), Train(epochs=1, lr=0.1)], "begins at lr 0.1"),
+        ([Quantize(), Train(epochs=1, lr=0.01)], "take 0.001 to 0.003, or batch_norm: keep"),
+        ([Quantize(batch_norm="keep"), Train(epochs=1, lr=0.03)], "above 0.02 often ends at chance"),
         ([Train(epochs=1, augment={"magnitude": 4.0}), Train(epochs=1, augment={"magnitude": 9.0})], "rises"),
     ],
 )
 def test_what_is_legal_but_rarely_wanted_is_said(stages, told):
     (said,) = Recipe(stages, target="raspberry_pi_4").warnings()
     assert told in said
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [Quantize(), Train(epochs=1, lr=0.003)],
+        [Quantize(batch_norm="keep"), Train(epochs=1, lr=0.01)],
+        [Quantize(scheme="dorefa", weights=4, activations=4), Train(epochs=1, lr=0.01)],
+        [Train(epochs=1, lr=0.1), Quantize()],
+    ],
+)
+def test_learning_rates_that_a_quantized_net_bears_are_no_news(stages):
+    assert Recipe(stages, target="raspberry_pi_4").warnings() == []
 
 
 def test_shipped_recipes_have_no_warning_but_the_one_about_zeros():

@@ -9,7 +9,7 @@ from toys import tiny_data, tiny_net
 import compress_aug
 from compress_aug import Export, Quantize, Recipe, Train
 from compress_aug.errors import QuantizeError, RecipeError
-from compress_aug.quantization import weight_bits
+from compress_aug.quantization import unsigned_bits, weight_bits
 from compress_aug.stages.saturation import has_8_bit_weights
 
 KEYS = {"model": tiny_net(), "data": tiny_data(), "console": Console(quiet=True)}
@@ -27,7 +27,7 @@ def old(tmp_path):
 
 
 def test_the_plan_says_seven_bits_and_why(old):
-    stages = [Train(epochs=1), Quantize(), Train(epochs=1, lr=0.01)]
+    stages = [Train(epochs=1), Quantize(), Train(epochs=1, lr=0.003)]
     recipe = Recipe(stages, target=old)
     assert [row["bits"] for row in recipe.plan()] == ["float", "w7 a8", "w7 a8"]
     (said,) = recipe.warnings()
@@ -70,6 +70,41 @@ def test_a_run_that_goes_on_from_another_has_the_bits_of_its_own_target(old):
 )
 def test_what_has_8_bit_weights(stage, has):
     assert has_8_bit_weights(stage) is has
+
+
+JETSON = "activations (and the weights of the first and the last layer) get 7 bits instead of 8"
+
+
+def test_signed_integers_only_are_told_as_saturation_is():
+    stages = [Quantize(), Train(epochs=1, lr=0.001)]
+    recipe = Recipe(stages, target="jetson")
+    assert [row["bits"] for row in recipe.plan()] == ["w8 a7", "w8 a7"]
+    (said,) = recipe.warnings()
+    assert said.startswith(JETSON) and "jetson" in said
+    few = Recipe([Quantize(weights=4, activations=4, first_and_last=7)], target="jetson")
+    assert few.plan()[0]["bits"] == "w4 a4" and not few.warnings()
+    overridden = Quantize(weights=4, activations=4, first_and_last=7, overrides={"0": {"activations": 8}})
+    assert Recipe([overridden], target="jetson").warnings()
+
+
+def test_a_run_for_signed_integers_does_what_the_plan_says_and_another_is_refused(tmp_path):
+    stages = [Quantize(calibrate=32), Export()]
+    signed = compress_aug.run(
+        Recipe(stages, name="toy"), out=tmp_path / "7", target="jetson", device="cpu", **KEYS
+    )
+    row = signed.report["stages"][0]
+    assert row["title"] == "quantize w8 a7" and any(note.startswith(JETSON) for note in row["notes"])
+    assert activation_bits(signed.model) == [7] and unsigned_bits(signed.model) == {7}
+    assert compress_aug.export_again(signed.folder, target="jetson", file="again.onnx", **KEYS)
+    other = compress_aug.run(
+        Recipe(stages, name="toy", target="raspberry_pi_4"), out=tmp_path / "8", device="cpu", **KEYS
+    )
+    before = sorted(path.name for path in other.folder.iterdir())
+    with pytest.raises(
+        QuantizeError, match=r"activations of 7 bits.*run the recipe again with --target jetson"
+    ):
+        compress_aug.export_again(other.folder, target="jetson", file="again.onnx", **KEYS)
+    assert sorted(path.name for path in other.folder.iterdir()) == before
 
 
 def activation_bits(model):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -13,7 +14,7 @@ from toys import TinyResidual, tiny_data, tiny_net
 
 from compress_aug import measure
 from compress_aug.errors import DataError, PruneError, QuantizeError
-from compress_aug.pictures.sensitivity_drawing import draw_sensitivity
+from compress_aug.pictures.sensitivity_drawing import _frames, draw_sensitivity
 from compress_aug.pruning import mask_smallest
 from compress_aug.quantization import quantize
 from compress_aug.quantization.calibrate import Magnitudes
@@ -147,10 +148,17 @@ def test_attention_is_pruned_where_it_computes():
 
     model = learned(Attentive())
     found = scanned(model, (0.95,), ["attention"])
-    by_hand = copy_model(model)
-    mask_smallest(by_hand, 0.95, layers=["attention"])
-    assert found.layers[0].accuracies == (accuracy(by_hand),) != (found.base,)
-    assert found.layers[0].macs is None, "torch reads its weight and never calls it"
+    assert [layer.name for layer in found.layers] == ["attention.in_proj", "attention.out_proj"]
+    for layer in found.layers:
+        by_hand = mask_smallest(copy_model(model), 0.95, layers=[layer.name])
+        assert layer.accuracies == (accuracy(by_hand),)
+        assert layer.macs is None, "torch reads its weight and never calls it"
+    assert any(layer.accuracies != (found.base,) for layer in found.layers)
+    few = scan_bits(model, DATA.validation.batches(32), DATA.normalise, (2,), layers=["attention.in_proj"])
+    with torch.no_grad():
+        by_hand = copy_model(model)
+        by_hand.attention.in_proj_weight.copy_(fake_quantized(model.attention.in_proj_weight, 2))
+    assert few.layers[0].accuracies == (accuracy(by_hand),)
 
 
 def test_macs_are_those_of_the_whole_model():
@@ -497,3 +505,16 @@ def test_the_map_shows_the_losses(tmp_path):
     assert 2.8 * cell < area["#6a1346"] < 4.5 * cell, "a loses 80 points once, b three times"
     again = draw_sensitivity(found, tmp_path / "b.png", title="t", note="n").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == again
+
+
+def test_frames_hold_what_a_layer_bears_and_nothing_else():
+    """Losses that do not grow with the amount: each stretch is framed, and the last one ends at what `bears` says."""
+    found = result(0.9, 0.5, 0.895)
+    grid = np.array([found.losses()[layer.name] for layer in found.layers])
+    axes = Figure().add_subplot()
+    _frames(axes, grid <= 1.0)
+    framed = {
+        (round(box.get_x()), round(box.get_x() + box.get_width()), int(box.get_y())) for box in axes.patches
+    }
+    assert {(start, end) for start, end, row in framed if row == 0} == {(0, 1), (2, 3)}
+    assert found.bearable(1.0)[found.layers[0].name] == found.amounts[2]

@@ -295,9 +295,10 @@ def _remove_and_mask(model: nn.Module, image: Tensor, removed: Removed) -> nn.Mo
     masked = list(surgery.masked_layers(model))
     remove(surgery.fold_masks(model), image, removed)
     for name in masked:
-        layer = model.get_submodule(name)
-        _put_mask_of_ones(layer, "weight")
-        original, mask = layer.weight_orig, layer.weight_mask
+        holder, weight = surgery.holder_of(model, name)
+        assert holder is not None
+        _put_mask_of_ones(holder, weight)
+        original, mask = getattr(holder, f"{weight}_orig"), getattr(holder, f"{weight}_mask")
         assert isinstance(original, Tensor) and isinstance(mask, Tensor)
         mask.copy_(original.detach() != 0)
     return model

@@ -18,6 +18,7 @@ from compress_aug.surgery import copy_model, device_of
 Removed = Mapping[str, Sequence[int]]
 
 _WITH_CHANNELS = (nn.modules.conv._ConvNd, nn.Linear)
+_NOT_FOLLOWED = "torch-pruning cannot follow its channels"
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
 
 
@@ -56,9 +57,9 @@ def removable_layers(model: nn.Module, image: Tensor, importance: Importance, ro
     for name, group in followed.groups():
         try:
             found = score_channels(group, name, importance)
-        except (IndexError, RuntimeError) as error:
+        except (IndexError, RuntimeError):
             # A group that holds channels which its layers do not have, or a normalisation over places as well.
-            left_alone[name] = _not_followed(error)
+            left_alone[name] = _NOT_FOLLOWED
             continue
         computed = _computed(group)
         if computed:
@@ -132,8 +133,10 @@ def difference(model: nn.Module, image: Tensor, removed: Removed) -> str | None:
     """
     try:
         output = remove(copy_model(model), image, removed)(image)
-    except Exception as error:
-        return f"the model does not run without them ({type(error).__name__}: {error})"
+    except Exception:
+        return (
+            "the model does not run without them: its forward counts on their number, as a fixed reshape does"
+        )
     silenced, exact = copy_model(model), True
     followed = _Followed(silenced, image)
     for name, channels in removed.items():
@@ -170,6 +173,7 @@ class _Followed:
             self._follow_whole(image)
         # Not narrower: what it does not know makes torch-pruning raise anything, often a ZeroDivisionError.
         except Exception as error:
+            # For the log; nobody is helped by it otherwise.
             self.in_parts = f"{type(error).__name__}: {error}"
             self._follow_parts(image)
 
@@ -185,13 +189,15 @@ class _Followed:
             found, self.left_alone = regions(self._model, image)
         except PruneError as error:
             raise PruneError(
-                f"torch-pruning cannot follow the channels through this model ({self.in_parts}), and {error}."
+                f"torch-pruning cannot follow the channels through this model, and {error}. Both follow what the "
+                "forward does with one image: write it without branches on values and without fixed sizes, or prune "
+                "single weights (mask_smallest, in a recipe `prune`)."
             ) from error
         for name, region in found.items():
             try:
                 self._graphs[name] = _graph(region.part, region.inputs)
-            except Exception as error:
-                self.left_alone[name] = _not_followed(error)
+            except Exception:
+                self.left_alone[name] = _NOT_FOLLOWED
 
     def group(self, name: str, channels: Sequence[int]) -> Any:
         """What has to go so that these output channels of a layer can go."""
@@ -209,15 +215,11 @@ class _Followed:
                 continue
             try:
                 group = self.group(name, range(graph.get_out_channels(layer)))
-            except Exception as error:
-                self.left_alone[name] = _not_followed(error)
+            except Exception:
+                self.left_alone[name] = _NOT_FOLLOWED
                 continue
             taken |= {dep.target.module for dep, _ in group if _is_out(group, dep)}
             yield name, group
-
-
-def _not_followed(error: Exception) -> str:
-    return f"torch-pruning cannot follow its channels ({type(error).__name__}: {error})"
 
 
 def _is_out(group: Any, dep: Any) -> bool:

@@ -45,7 +45,7 @@ def draw_sensitivity(
     """Write the map as PNG and return its path.
 
     title, note: the line above the figure, and the paler one below that
-    tolerance:   in points; what a layer bears is the right end of its frame
+    tolerance:   in points; what loses no more is framed, and the right end of the last frame is what a layer bears
 
     As high as there are layers. Raises UserError if the file cannot be written; see `check_png`.
     """
@@ -124,12 +124,12 @@ def _map(axes: Axes, found: "Sensitivity", tolerance: float) -> None:
 
 
 def _frames(axes: Axes, fits: NDArray[np.bool_]) -> None:
-    """A frame from the mildest amount to the harshest that a layer bears."""
+    """A frame around each stretch of amounts that a layer bears: it may lose more at a milder one than at a harsher."""
     for row, fitting in enumerate(fits):
-        if fitting.any():
-            width = float(np.flatnonzero(fitting)[-1]) + 1
-            frame = Rectangle((0.03, row + 0.06), width - 0.06, 0.88, fill=False, color=INK, linewidth=1.1)
-            axes.add_patch(frame)
+        ends = np.flatnonzero(np.diff(np.concatenate([[False], fitting, [False]])))
+        for start, end in zip(ends[::2], ends[1::2], strict=True):
+            place, width = (float(start) + 0.03, row + 0.06), float(end - start) - 0.06
+            axes.add_patch(Rectangle(place, width, 0.88, fill=False, color=INK, linewidth=1.1))
 
 
 def _scale(axes: Axes) -> None:

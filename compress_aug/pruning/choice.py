@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from compress_aug.errors import PruneError
 from compress_aug.measure import prunable_layers
 from compress_aug.patterns import matched, no_match, told
+from compress_aug.surgery import holder_of
 
 Patterns = Sequence[str] | None
 
@@ -15,7 +16,8 @@ Patterns = Sequence[str] | None
 def chosen_layers(
     model: nn.Module, layers: Patterns = None, exclude: Patterns = None
 ) -> dict[str, nn.Module]:
-    """The convolution and linear layers, by name, that `layers` matches and `exclude` does not.
+    """The convolution and linear layers (attention's projections among them), by name, that `layers` matches and
+    `exclude` does not.
 
     layers, exclude: each a list of module names ("fc"; that of a larger module, "layer1", stands for all layers
                      in it), globs over whole names ("*.conv2"; `*` matches dots too) and types ("Conv2d", "Linear").
@@ -79,8 +81,9 @@ def _check_shared(model: nn.Module, layers: Iterable[tuple[str, nn.Module]]) -> 
     """A weight that two layers use would need one mask; torch gives each layer its own."""
     for name, layer in layers:
         own = held_weight(layer)
-        # A quantized layer holds its own weight once more inside its quantizer: that is no sharing.
-        inside = set(layer.modules())
+        # A quantized layer holds its own weight once more inside its quantizer, and that of a projection is held by
+        # its attention: that is no sharing.
+        inside = {*layer.modules(), holder_of(model, name)[0]}
         for other_name, other in model.named_modules():
             if other not in inside and any(own is parameter for parameter in other._parameters.values()):
                 raise PruneError(

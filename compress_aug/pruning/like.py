@@ -11,9 +11,7 @@ from compress_aug.errors import PruneError, RunFolderError, nearest
 from compress_aug.measure import prunable_layers
 from compress_aug.pruning.choice import check_layers
 from compress_aug.pruning.masks import put_masks
-from compress_aug.surgery import layer_shapes, masked_layers, record
-
-MASK = "weight_mask"
+from compress_aug.surgery import layer_shapes, masked_layer, masked_layers, record
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
@@ -32,8 +30,8 @@ def read_masks(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            keys = [key for key in opened.keys() if key.split(".")[-1] == MASK]  # noqa: SIM118
-            return {key[: -len(MASK)].rstrip("."): opened.get_tensor(key) != 0 for key in keys}
+            layers = {key: masked_layer(key) for key in opened.keys()}  # noqa: SIM118
+            return {layer: opened.get_tensor(key) != 0 for key, layer in layers.items() if layer is not None}
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path} is not a checkpoint: {error}.") from None
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from compress_aug.errors import PruneError
-from compress_aug.surgery import LogEntry, check_shapes, masked_layers
+from compress_aug.surgery import LogEntry, check_shapes, holder_of
 
 # torch leaves this function without annotations.
 _put_mask_of_ones: Callable[[nn.Module, str], nn.Module] = prune.identity
@@ -15,20 +15,26 @@ _put_mask_of_ones: Callable[[nn.Module, str], nn.Module] = prune.identity
 
 def put_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Give each layer its mask (bool, True where a weight stays), and set what lies behind it to zero."""
-    modules = dict(model.named_modules())
     for name, mask in masks.items():
-        _put_mask(modules[name], mask)
+        _put_mask(*holder_of(model, name), mask)
     _refresh_attention(model)
 
 
-def _put_mask(layer: nn.Module, mask: Tensor) -> None:
-    if not hasattr(layer, "weight_mask"):
-        _put_mask_of_ones(layer, "weight")
-    original, held = layer.weight_orig, layer.weight_mask
-    assert isinstance(original, Tensor) and isinstance(held, Tensor)
+def _put_mask(holder: nn.Module | None, weight: str, mask: Tensor) -> None:
+    original, held = _masked(holder, weight)
     held.copy_(mask)
     original.masked_fill_(~mask, 0.0)
-    layer.weight = original * held
+    setattr(holder, weight, original * held)
+
+
+def _masked(holder: nn.Module | None, weight: str) -> tuple[Tensor, Tensor]:
+    """What lies behind a weight's mask, and the mask: one of ones if there was none."""
+    assert holder is not None
+    if not hasattr(holder, f"{weight}_mask"):
+        _put_mask_of_ones(holder, weight)
+    original, held = getattr(holder, f"{weight}_orig"), getattr(holder, f"{weight}_mask")
+    assert isinstance(original, Tensor) and isinstance(held, Tensor)
+    return original, held
 
 
 def magnitudes(layer: nn.Module, weight: Tensor) -> Tensor:
@@ -67,10 +73,8 @@ def replay(model: nn.Module, entry: LogEntry) -> nn.Module:
     <All keys matched successfully>
     """
     check_shapes(model, entry["layers"], "mask")
-    modules = dict(model.named_modules())
     for name in entry["layers"]:
-        if not hasattr(modules[name], "weight_mask"):
-            _put_mask_of_ones(modules[name], "weight")
+        _masked(*holder_of(model, name))
     _refresh_attention(model)
     return model
 
@@ -80,10 +84,12 @@ def _refresh_attention(model: nn.Module) -> None:
     for parent in model.modules():
         if not isinstance(parent, nn.MultiheadAttention):
             continue
-        if _apply_masks not in parent._forward_pre_hooks.values() and masked_layers(parent):
+        masked = any(hasattr(layer, "weight_mask") for layer in parent.children())
+        if masked and _apply_masks not in parent._forward_pre_hooks.values():
             parent.register_forward_pre_hook(_apply_masks)
 
 
 def _apply_masks(parent: nn.Module, inputs: object) -> None:
-    for layer in masked_layers(parent).values():
-        layer.weight = layer.weight_orig * layer.weight_mask  # type: ignore[operator]
+    for layer in parent.children():
+        if hasattr(layer, "weight_mask"):
+            layer.weight = layer.weight_orig * layer.weight_mask  # type: ignore[operator]

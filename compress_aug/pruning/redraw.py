@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress_aug.errors import SurgeryError
 from compress_aug.pruning.masks import put_masks
@@ -89,8 +89,8 @@ def _reset(module: nn.Module) -> None:
     reset = _resetter(module)
     if not callable(reset):
         return
-    original = getattr(module, "weight_orig", None)
-    if isinstance(original, Tensor):
+    for name, original in module._parameters.items():
         # A masked layer draws into `weight`, so for now this has to be what lies behind the mask.
-        module.weight = original.detach()
+        if original is not None and hasattr(module, f"{name.removesuffix('_orig')}_mask"):
+            setattr(module, name.removesuffix("_orig"), original.detach())
     reset()

@@ -1,6 +1,6 @@
 """Any model becomes one of Brevitas layers: quantize, train on, finalize."""
 
-from compress_aug.quantization.bits import is_quantized, mean_weight_bits, weight_bits
+from compress_aug.quantization.bits import is_quantized, mean_weight_bits, unsigned_bits, weight_bits
 from compress_aug.quantization.finalize import finalize
 from compress_aug.quantization.norms import reestimate_batch_norms
 from compress_aug.quantization.quantize import quantize, replay
@@ -15,6 +15,7 @@ __all__ = [
     "quantize",
     "reestimate_batch_norms",
     "replay",
+    "unsigned_bits",
     "weight_bits",
     "without_quantizers",
 ]

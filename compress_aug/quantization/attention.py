@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from compress_aug.quantization.ops import MULTIPLY, PRODUCTS
+from compress_aug.surgery import attention_projections
 
 Shapes = dict[fx.Node, torch.Size]
 
@@ -31,13 +33,13 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = whole.num_heads, whole.head_dim
         self.batch_first = whole.batch_first
         bias = whole.in_proj_bias
-        if whole.in_proj_weight is not None and of_itself:
-            self.in_proj = _linear(whole.in_proj_weight, bias)
+        projections = attention_projections(whole, "")
+        if of_itself and "in_proj" in projections:
+            self.in_proj = _linear(projections["in_proj"], bias)
         else:
-            parts = (whole.q_proj_weight, whole.k_proj_weight, whole.v_proj_weight)
-            weights = parts if whole.in_proj_weight is None else whole.in_proj_weight.chunk(3)
+            parts = _thirds(projections["in_proj"]) if "in_proj" in projections else projections.values()
             biases = (None, None, None) if bias is None else bias.chunk(3)
-            self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
+            self.q_proj, self.k_proj, self.v_proj = map(_linear, parts, biases)
         self.dropout = nn.Dropout(whole.dropout)
         self.out_proj = whole.out_proj
         self.train(whole.training)
@@ -97,12 +99,30 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+def _thirds(packed: Any) -> list[Any]:
+    """The projections of queries, keys and values, which share one weight (and mask)."""
+    held = packed.weight_orig if hasattr(packed, "weight_mask") else packed.weight
+    parts: list[Any] = []
+    for place, weight in enumerate(held.chunk(3)):
+        part: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        part.weight = _parameter(weight)
+        if hasattr(packed, "weight_mask"):
+            part.weight_orig, part.weight_mask = part.weight, packed.weight_mask.chunk(3)[place]
+        parts.append(part)
+    return parts
+
+
+def _linear(projection: Any, bias: Tensor | None) -> nn.Linear:
+    """A layer with the very weight of this one, under its mask if it has one."""
+    masked = hasattr(projection, "weight_mask")
+    weight = projection.weight_orig if masked else projection.weight
+    made: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     made.weight = _parameter(weight)
     if bias is not None:
         made.bias = _parameter(bias)
-    return made
+    if masked:
+        prune.custom_from_mask(made, "weight", projection.weight_mask)  # type: ignore[no-untyped-call, unused-ignore]
+    return made  # type: ignore[no-any-return]
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

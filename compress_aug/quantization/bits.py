@@ -48,6 +48,19 @@ def mean_weight_bits(model: nn.Module) -> float:
     return bits / total if total else float(FLOAT_BITS)
 
 
+def unsigned_bits(model: nn.Module) -> set[int]:
+    """The bits of the grids between layers that hold nothing negative.
+
+    >>> unsigned_bits(nn.Sequential(nn.Linear(2, 2)))
+    set()
+    """
+    quantizers: list[Any] = [
+        module for module in model.modules() if is_brevitas(module) and hasattr(module, "act_quant")
+    ]
+    proxies = [one.act_quant for one in quantizers if one.act_quant.is_quant_enabled]
+    return {int(proxy.bit_width()) for proxy in proxies if not proxy.is_signed}
+
+
 def _bits(layer: Any) -> int:
     if not is_brevitas(layer) or not layer.weight_quant.is_quant_enabled:
         return FLOAT_BITS

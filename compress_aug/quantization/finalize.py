@@ -26,7 +26,9 @@ def finalize(model: nn.Module) -> nn.Module:
 
     Then each bias is rounded to a whole multiple of input scale x weight scale. Runtimes keep the bias of an
     integer layer as int32 on this grid. Left to them, the rounding moves values across the edges of the grids
-    behind it.
+    behind it. The coarser these grids are, the further the rounding moves what a layer puts out, by half a step of
+    its bias at most: where weights and inputs have 2 bits it costs accuracy, otherwise hardly (docs/stages.md has
+    figures).
 
     Layers that share a weight or a bias get their own wherever one of these two steps changes it.
 

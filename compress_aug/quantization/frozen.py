@@ -37,6 +37,7 @@ class Frozen:
     bias:     (output channels,), None for a layer without
     bits:     of the signed grid;  nominal: the bits that the layer was given
     norm:     the name of the batch norm that is merged
+    zeros:    how many weights were zero before they were rounded
     """
 
     integers: Tensor
@@ -45,6 +46,7 @@ class Frozen:
     bits: int
     nominal: int
     norm: str | None
+    zeros: int
 
     def logged(self) -> dict[str, Any]:
         return {
@@ -52,6 +54,7 @@ class Frozen:
             "nominal": self.nominal,
             "bias": self.bias is not None,
             "norm": self.norm,
+            "zeros": self.zeros,
         }
 
 
@@ -75,7 +78,8 @@ def _frozen(layer: Any, model: nn.Module, norm: str | None, source: nn.Module | 
     """
     from compress_aug.quantization import layers
 
-    value, scale, _, bit_width = layer.weight_quant.tensor_quant(effective_weight(layer))
+    weight = effective_weight(layer)
+    value, scale, _, bit_width = layer.weight_quant.tensor_quant(weight)
     bits = int(bit_width)
     integers = (value / scale).round().double().flatten(1)
     factor = torch.ones(len(integers), dtype=torch.float64, device=value.device)
@@ -98,6 +102,7 @@ def _frozen(layer: Any, model: nn.Module, norm: str | None, source: nn.Module | 
         bits,
         int(getattr(layer, "nominal_bits", bits)),
         norm,
+        int((weight == 0).sum()),
     )
 
 
@@ -121,6 +126,7 @@ def put_frozen(model: nn.Module, frozen: dict[str, Frozen]) -> None:
         made = _restructured(
             model, name, part.bits, part.nominal, part.ends, part.bias is not None, part.norm
         )
+        made.zeros_before_rounding = part.zeros
         masked = hasattr(made, "weight_mask")
         weight = made.weight_orig if masked else made.weight
         shape = (-1,) + (1,) * (weight.ndim - 1)
@@ -146,7 +152,9 @@ def replay_frozen(model: nn.Module, entry: LogEntry) -> nn.Module:
             )
         untie(model, [name])
         ends = torch.ones(len(effective_weight(layer)), device=layer.weight.device, dtype=layer.weight.dtype)
-        _restructured(model, name, part["bits"], part["nominal"], ends, part["bias"], part["norm"])
+        made = _restructured(model, name, part["bits"], part["nominal"], ends, part["bias"], part["norm"])
+        # Logs from before that was told have none.
+        made.zeros_before_rounding = part.get("zeros")
     untie(model, [name for name in snapped if name in dict(model.named_modules())], ("bias",))
     return model
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from compress_aug.measure import effective_weight, prunable_layers
 from compress_aug.quantization.bits import is_brevitas, weight_bits
+from compress_aug.surgery import masked_layers
 
 _FLOAT_BYTES = 4
 
@@ -42,7 +43,7 @@ def float_bytes(model: nn.Module) -> int:
         if is_brevitas(module)
         for tensor in (*module.parameters(), *module.buffers())
     }
-    masks = {id(module.weight_mask) for module in model.modules() if hasattr(module, "weight_mask")}
+    masks = {id(layer.weight_mask) for layer in masked_layers(model).values()}
     floats = {
         id(tensor): tensor.numel()
         for tensor in (*model.parameters(), *model.buffers())

@@ -16,10 +16,13 @@ from compress_aug.schedule import falls
 from compress_aug.stages import STAGES, Outlook, Quantize, Stage, Train
 from compress_aug.stages.base import percent
 from compress_aug.stages.saturation import has_8_bit_weights, said
+from compress_aug.stages.unsigned import has_8_bit_activations
+from compress_aug.stages.unsigned import said as unsigned_said
 from compress_aug.targets import load_target
 
-# Measured on a small residual net: from 0.1 on, 4- and 2-bit nets fall to chance.
-QAT_LR = 0.02
+# Measured on ResNet20 at 4 bits (docs/stages.md): without batch norms it bears 0.003 and falls to chance at 0.01; with
+# them it bears 0.01, and a smaller net 0.02 but not 0.1.
+QAT_LR = {"fold": 0.005, "keep": 0.02}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Recipe:
             raise RecipeError(f"{self.name}: stages is empty; a recipe needs at least one")
         outlooks, problems = [], []
         # Of this recipe's target, not of the one that the start was made for.
-        outlook = replace(start, int8_saturates=load_target(self.target).int8_saturates)
+        target = load_target(self.target)
+        outlook = replace(start, int8_saturates=target.int8_saturates, signed_only=target.signed_only)
         for number, stage in enumerate(self.stages):
             try:
                 outlook = stage.foresee(outlook)
@@ -96,18 +100,23 @@ class Recipe:
                 "zeros from `prune` make a file that packs smaller, not one that runs faster on ONNX Runtime; "
                 "`prune_channels` and `quantize` do"
             )
-        after = self.stages[words.index("quantize") + 1 :] if "quantize" in words else []
-        fast = [s.lr for s in after if isinstance(s, Train) and s.optimizer == "sgd" and s.lr > QAT_LR]
-        if fast:
-            found.append(
-                f"a `train` after `quantize` begins at lr {max(fast):g}; batch norms are folded by then, and sgd "
-                f"above {QAT_LR:g} often ends at chance, at few bits above all"
-            )
         target = load_target(self.target)
-        if target.int8_saturates and any(
-            has_8_bit_weights(s) for s in self.stages if isinstance(s, Quantize)
-        ):
+        quantizing = [stage for stage in self.stages if isinstance(stage, Quantize)]
+        after = self.stages[words.index("quantize") + 1 :] if quantizing else []
+        folded = any(stage.batch_norm == "fold" for stage in quantizing)
+        most = QAT_LR["fold" if folded else "keep"]
+        fast = [s.lr for s in after if isinstance(s, Train) and s.optimizer == "sgd" and s.lr > most]
+        if fast:
+            norms = "no batch norms are left by then" if folded else "its scales are learned as well"
+            instead = "take 0.001 to 0.003, or batch_norm: keep" if folded else "take 0.01 or less"
+            found.append(
+                f"a `train` after `quantize` begins at lr {max(fast):g}; {norms}, and sgd above {most:g} often ends at "
+                f"chance, at few bits above all: {instead}"
+            )
+        if target.int8_saturates and any(map(has_8_bit_weights, quantizing)):
             found.append(said(target.name))
+        if target.signed_only and any(map(has_8_bit_activations, quantizing)):
+            found.append(unsigned_said(target.name))
         augments = [s.augment for s in self.stages if isinstance(s, Train)]
         # Of magnitudes that are drawn, weak ones may be chosen: how strong they are is not known.
         levels = [augment.magnitude for augment in augments if not augment.random_magnitude]

@@ -10,7 +10,7 @@ from torch import nn
 
 from compress_aug.deploy import check_kit_folder
 from compress_aug.errors import QuantizeError, RecipeError, RunFolderError
-from compress_aug.quantization import is_quantized, weight_bits
+from compress_aug.quantization import is_quantized, unsigned_bits, weight_bits
 from compress_aug.reading import sentences
 from compress_aug.recipe import with_choices
 from compress_aug.running.folder import RunFolder
@@ -95,6 +95,11 @@ def _check_bits(target: Target, named: str, model: nn.Module) -> None:
         raise QuantizeError(
             f"{target.name} adds int8 products with saturation and needs weights of 7 bits from the start of "
             f"training, these have 8 in the file: run the recipe again with --target {named}."
+        )
+    if target.signed_only and 8 in unsigned_bits(model):
+        raise QuantizeError(
+            f"{target.name} takes signed integers only and needs activations of 7 bits from the start of training, "
+            f"these have 8: run the recipe again with --target {named}."
         )
 
 

@@ -1,5 +1,6 @@
 """How right a model is in the form that will run, and whether training won anything over plain calibration."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ def worse_than_calibrated(
 
     before: the rows of all earlier stages
 
-    Only the same model is compared: one that lost weights since may well have lost accuracy.
+    Only the same model is compared: one that lost weights since may well have lost accuracy. It is a warning where
+    the accuracy is lower by more than two standard errors of an accuracy on so many images [ours].
     """
     calibrated = next((earlier for earlier in reversed(before) if earlier["word"] == "quantize"), None)
     if calibrated is None or row["sparsity"] > calibrated["sparsity"] + 1e-3:
@@ -60,10 +62,22 @@ def worse_than_calibrated(
             continue
         if after >= plain:
             return None
+        lower = round((plain - after) * len(split))
+        figures = (
+            f"{name} accuracy {100 * after:.2f} % after this training is below the {100 * plain:.2f} % of plain "
+            f"calibration (stage {calibrated['index']}), by {lower} of {len(split):,} images"
+        )
+        if (noise := _two_errors(plain, len(split))) >= lower:
+            return f"{figures}, which may be chance: up to {noise} say nothing (two standard errors)"
         return (
-            f"WARNING: {name} accuracy {100 * after:.2f} % after this training is below the {100 * plain:.2f} % of "
-            f"plain calibration (stage {calibrated['index']}), by {round((plain - after) * len(split))} of "
-            f"{len(split):,} images. Try a smaller lr that falls, more epochs or more bits; without this "
-            "stage the model is better"
+            f"WARNING: {figures}. Try a smaller lr that falls, more epochs or more bits; without this stage the model "
+            "is better"
         )
     return "whether training won anything over plain calibration is unknown: there are no test or validation images"
+
+
+def _two_errors(accuracy: float, images: int) -> int:
+    """How many images two standard errors of an accuracy in [0, 1] are, by the binomial distribution."""
+    # One more of each kind, so that what is always right is not taken to be so for certain.
+    share = (accuracy * images + 1) / (images + 2)
+    return int(2 * math.sqrt(images * share * (1 - share)))

@@ -42,6 +42,11 @@ def check_keys(stage: "Quantize") -> None:
         if stage.first_and_last == "auto":
             raise ValueError("first_and_last: auto goes with bits: auto only; name their bits, such as 8")
         return
+    if stage.scheme == "dorefa":
+        raise ValueError(
+            "bits: auto measures one layer at a time without training, and DoReFa's weights lose their size until "
+            "batch norms are trained on them: choose scheme: integer, or give layers their bits by overrides"
+        )
     if stage.size_mb is None:
         raise ValueError(
             "bits: auto needs size_mb, what the model may store in 10^6 bytes, such as size_mb: 0.12"
@@ -49,11 +54,6 @@ def check_keys(stage: "Quantize") -> None:
     if stage.weights != 8:
         raise ValueError(
             f"weights: {stage.weights} and bits: auto: leave weights out; the bits to pick from are choices"
-        )
-    if stage.scheme == "dorefa":
-        raise ValueError(
-            "bits: auto measures one layer at a time without training, and DoReFa's weights lose their size until "
-            "batch norms are trained on them: choose scheme: integer, or give layers their bits by overrides"
         )
     choices = possible_bits(stage)
     for bits in choices:
@@ -160,6 +160,7 @@ class Choice:
 
     bits:   of the weights of each layer that bits were chosen for
     costs:  by name of the layer, then by bits: how much the loss grows with that layer alone at these bits, in nats
+    raised: in how many of these places the measured loss was lower than with more bits, and counts as with those
     sizes:  what they weigh
     budget: in bytes
     images: that the loss was measured on
@@ -167,6 +168,7 @@ class Choice:
 
     bits: dict[str, int]
     costs: Losses
+    raised: int
     sizes: Sizes
     budget: int
     images: int
@@ -198,6 +200,16 @@ class Choice:
         return (
             f"bits: auto chose {', '.join(many)}: {reached / 1e6:.4g} of {self.budget / 1e6:g} MB; "
             f"with one layer at a time so, the loss on {self.images:,} training images grows by {grown:+.3g} in sum"
+            f"{self._told_raised()}"
+        )
+
+    def _told_raised(self) -> str:
+        if not self.raised:
+            return ""
+        places = sum(map(len, self.costs.values()))
+        return (
+            f" ({self.raised} of {places} measured losses were lower than with more bits, which is chance, and count "
+            "as with those, here and in loss_increases)"
         )
 
 
@@ -261,7 +273,13 @@ def choice(
         )
     grown = costs(found)
     bits = choose_bits(grown, sizes.layers, budget - sizes.fixed)
-    return Choice(bits, grown, sizes, budget, found.images)
+    measured = found.loss_increases()
+    raised = sum(
+        counted > loss
+        for name, one in grown.items()
+        for counted, loss in zip(one.values(), measured[name], strict=True)
+    )
+    return Choice(bits, grown, raised, sizes, budget, found.images)
 
 
 def tell(chosen: Choice, model: "nn.Module", setup: "Setup") -> None:
@@ -276,10 +294,16 @@ def tell(chosen: Choice, model: "nn.Module", setup: "Setup") -> None:
     for line in chosen.table():
         setup.show(line)
     setup.note(chosen.summary(reached))
-    packed = packed_bytes(model)
+    packs = setup.target.form != "tensorrt"
+    packed = packed_bytes(model, packs=packs)
+    how = (
+        "of 2 bits five to a byte, of 3 and 4 bits two, of 5 to 8 bits and of layers too small to be packed one"
+        if packs
+        else f"each a byte, because nothing is packed for {setup.target.name}"
+    )
+    beyond = f", which is MORE than size_mb {chosen.budget / 1e6:g}" if packed > chosen.budget else ""
     setup.note(
-        f"as `export` packs them the weights take {packed / 1e6:.4g} MB (of 2 bits five to a byte, of 3 and 4 bits "
-        "two, of 5 to 8 bits one); the file adds its graph"
+        f"as `export` writes them the weights take {packed / 1e6:.4g} MB{beyond} ({how}); the file adds its graph"
     )
     setup.record("layer_bits", weight_bits(model))
     setup.record(
@@ -289,8 +313,11 @@ def tell(chosen: Choice, model: "nn.Module", setup: "Setup") -> None:
     setup.record("reached", {"size_mb": reached / 1e6, "packed_mb": packed / 1e6})
 
 
-def packed_bytes(model: "nn.Module") -> int:
-    """What the weights of a quantized model take in an exported file, without its graph."""
+def packed_bytes(model: "nn.Module", *, packs: bool = True) -> int:
+    """What the weights of a quantized model take in an exported file, without its graph.
+
+    packs: whether the file's form packs weights of few bits; each takes a byte otherwise
+    """
     from compress_aug.deploy.packing import digits_a_byte
     from compress_aug.quantization.sizes import float_bytes, quantized_layers
 
@@ -298,5 +325,6 @@ def packed_bytes(model: "nn.Module") -> int:
     for layer in quantized_layers(model).values():
         weights, bits = layer["weights"], layer["bits"]
         # Grids are symmetric, so that one of the 2^k integers is left out.
-        total += -(-weights // digits_a_byte(weights, 2**bits - 1)) + 4 * (layer["scales"] + layer["biases"])
+        together = digits_a_byte(weights, 2**bits - 1) if packs else 1
+        total += -(-weights // together) + 4 * (layer["scales"] + layer["biases"])
     return total

@@ -47,6 +47,7 @@ class Outlook:
     zero_weights:  whether a weight can be zero: not on the levels of DoReFa
     auto_bits:     the bits of weights are picked when the stage runs; weight_bits is the most that there may be
     int8_saturates: of the recipe's target: where weights of 8 bits get 7
+    signed_only:   of the recipe's target: where activations of 8 bits get 7
     """
 
     sparsity: float = 0.0
@@ -60,6 +61,7 @@ class Outlook:
     zero_weights: bool = True
     auto_bits: bool = False
     int8_saturates: bool = False
+    signed_only: bool = False
 
     @property
     def quantized(self) -> bool:

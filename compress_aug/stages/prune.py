@@ -318,8 +318,10 @@ def checkpoint_of(place: Path) -> Path | None:
 def _has_masks(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
+    from compress_aug.surgery import masked_layer
+
     try:
         with safe_open(path, framework="numpy") as opened:
-            return any(name.split(".")[-1] == "weight_mask" for name in opened.keys())  # noqa: SIM118
+            return any(masked_layer(name) is not None for name in opened.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RecipeError(f"like: {path} is not a checkpoint: {error}") from None

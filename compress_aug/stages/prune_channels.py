@@ -252,8 +252,8 @@ def _tell(entry: "LogEntry", what: str, quantize: Quantize | None, setup: Setup)
     setup.record("left_alone", entry["left_alone"])
     if entry["followed_in_parts"]:
         setup.note(
-            f"torch-pruning cannot follow the whole model ({entry['followed_in_parts']}): cut were the layers "
-            "whose channels can be followed to their readers"
+            "torch-pruning cannot follow the whole model: cut were the layers whose channels can be followed to their "
+            "readers"
         )
     setup.note(f"left whole: {_left_whole(entry['left_alone'])}")
     form = "float" if quantize is None else "quantized"

@@ -10,8 +10,8 @@ from compress_aug.scheme import Scheme, chosen, usual
 from compress_aug.stages.auto_bits import Auto, check_keys, choose, possible_bits, tell
 from compress_aug.stages.base import FLOAT_BITS, Outlook, Setup, Stage, State
 from compress_aug.stages.saturation import MOST_BITS, has_8_bit_weights, said, unsaturated
+from compress_aug.stages.unsigned import has_8_bit_activations, without_8_bits
 from compress_aug.stages.unsigned import said as unsigned_said
-from compress_aug.stages.unsigned import without_8_bits
 
 
 def _bits(given: Any) -> Any:
@@ -132,7 +132,7 @@ class Quantize(Stage):
             raise RecipeError(
                 "scheme: dorefa has no level at zero, so that no pruned weight would stay zero: choose scheme: integer"
             )
-        choice = self._choice(saturates=outlook.int8_saturates)
+        choice = self._choice(saturates=outlook.int8_saturates, signed_only=outlook.signed_only)
         weights = [choice.weights, *(bits.get("weights") for bits in choice.overrides.values())]
         ends = None if choice.weights is None else choice.first_and_last
         if choice.is_dorefa and outlook.int8_saturates and MOST_BITS in (*weights, ends):
@@ -150,13 +150,13 @@ class Quantize(Stage):
         )
 
     def title(self) -> str:
-        return self._title(self.weights)
+        return self._title(self.weights, self.activations)
 
-    def _title(self, weights: Bits) -> str:
+    def _title(self, weights: Bits, activations: Bits) -> str:
         if self.bits == "auto":
-            return f"quantize w auto, ≤ {self.size_mb:g} MB, a{_short(self.activations)}"
+            return f"quantize w auto, ≤ {self.size_mb:g} MB, a{_short(activations)}"
         scheme = "dorefa " if self.scheme == "dorefa" else ""
-        return f"quantize {scheme}w{_short(weights)} a{_short(self.activations)}"
+        return f"quantize {scheme}w{_short(weights)} a{_short(activations)}"
 
     def possible_weights(self) -> list[Bits]:
         """The bits that the weights of most layers may get: one number, or what bits: auto picks from."""
@@ -171,8 +171,9 @@ class Quantize(Stage):
             update |= dict.fromkeys(("bits", "size_mb", "choices"))
         return self.model_copy(update=update)
 
-    def _choice(self, *, saturates: bool) -> Scheme:
-        return chosen(**self._options(saturates))
+    def _choice(self, *, saturates: bool, signed_only: bool = False) -> Scheme:
+        options = self._options(saturates)
+        return chosen(**(without_8_bits(options) if signed_only else options))
 
     def _options(self, saturates: bool) -> dict[str, Any]:
         """What `quantize` is called with, calibration left out."""
@@ -202,14 +203,18 @@ class Quantize(Stage):
         saturates = setup.target.int8_saturates
         if saturates and has_8_bit_weights(self):
             setup.note(said(setup.target.name))
-            setup.record("title", self._title(unsaturated(self.weights, saturates)))
         options, images = self._options(saturates), setup.images(self.calibrate)
         found = sum(len(batch) for batch in images)
         if found < self.calibrate:
             setup.note(f"calibrated on {found:,} images, all that there are, and not on {self.calibrate:,}")
-        if setup.target.form == "tensorrt" and options != (signed := without_8_bits(options)):
-            options = signed
+        if setup.target.signed_only and has_8_bit_activations(self):
+            options = without_8_bits(options)
             setup.note(unsigned_said(setup.target.name))
+        title = self._title(
+            *("float" if options[side] is None else options[side] for side in ("weights", "activations"))
+        )
+        if title != self.title():
+            setup.record("title", title)
         picked = choose(self, state.model, options, images, setup) if self.bits == "auto" else None
         if picked is not None:
             given = options["overrides"]

@@ -22,6 +22,13 @@ def without_8_bits(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **changed, "overrides": overrides}
 
 
+def has_8_bit_activations(stage: Any) -> bool:
+    """Whether a `quantize` asks for 8 bits between layers or at the ends, or for what a layer of an override reads."""
+    overridden = [bits.get("activations") for bits in (stage.overrides or {}).values()]
+    ends = 8 if stage.first_and_last == "auto" else stage.first_and_last
+    return 8 in (stage.activations, ends, *overridden)
+
+
 def _at_most(bits: Any) -> Any:
     return MOST_BITS if bits == 8 else bits
 
