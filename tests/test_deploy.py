@@ -22,6 +22,7 @@ from compress_aug.deploy import rewrite as rewrites
 from compress_aug.deploy.biases import integer_biases
 from compress_aug.deploy.exporter import export_graph
 from compress_aug.deploy.graph import Graph, lift_constants
+from compress_aug.deploy.narrow import narrow_weights
 from compress_aug.deploy.packing import pack_weights
 from compress_aug.errors import ExportError, ParityError
 
@@ -242,9 +243,7 @@ def test_a_bias_beside_weights_that_are_all_zero_does_not_overflow():
         assert np.abs(found - wanted).max() < 0.05 * np.ptp(wanted)
 
 
-@pytest.mark.parametrize("values", [[-1, 1], [-1, 0, 1], [-3, -1, 1, 3], range(-7, 8), range(-3, 4)])
-def test_packed_weights_come_out_as_they_went_in(values):
-    weights = np.random.default_rng(0).choice(np.array(values, np.int8), (37, 41, 3)).astype(np.int8)
+def _weight_file(weights, opset=13):
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("DequantizeLinear", ["weight", "scale", "zero"], ["real"]),
@@ -259,12 +258,64 @@ def test_packed_weights_come_out_as_they_went_in(values):
             numpy_helper.from_array(np.array(0, np.int8), "zero"),
         ],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
+    sets = [onnx.helper.make_opsetid("", opset)]
+    version = onnx.helper.find_min_ir_version_for(sets)
+    return onnx.helper.make_model(graph, opset_imports=sets, ir_version=version)
+
+
+@pytest.mark.parametrize("values", [[-1, 1], [-1, 0, 1], [-3, -1, 1, 3], range(-7, 8), range(-3, 4)])
+def test_packed_weights_come_out_as_they_went_in(values):
+    weights = np.random.default_rng(0).choice(np.array(values, np.int8), (37, 41, 3)).astype(np.int8)
+    model = _weight_file(weights)
     changed, counts = _changed(model, pack_weights)
     assert counts == [1]
     assert np.array_equal(_run(changed, np.zeros(1, np.float32)), weights)
     most = {2: 1 / 8, 3: 1 / 5, 4: 1 / 4, 7: 1 / 2, 15: 1 / 2}[len(values)]
     assert len(changed.SerializeToString()) < weights.size * most + 850
+
+
+@pytest.mark.parametrize(
+    ("values", "opset", "kind"),
+    [
+        (range(-7, 8), 21, "INT4"),
+        ([-3, -1, 1, 3], 21, None),
+        (range(-1, 2), 21, None),
+        (range(-1, 2), 25, "INT2"),
+        (range(-2, 2), 25, "INT2"),
+        (range(-7, 8), 25, "INT4"),
+        (range(-7, 8), 13, None),
+        (range(-15, 16, 2), 25, None),
+        (range(-127, 128), 25, None),
+    ],
+)
+def test_later_operators_have_tensors_of_few_bits(values, opset, kind):
+    weights = np.random.default_rng(0).choice(np.array(values, np.int8), (37, 41, 3)).astype(np.int8)
+    model = _weight_file(weights, opset)
+    changed, counts = _changed(model, lambda graph: narrow_weights(graph, opset))
+    assert counts == [kind is not None]
+    kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in changed.graph.initializer}
+    assert kinds == {"FLOAT", "INT8"} | ({kind} if kind else set())
+    for optimize in (False, True):
+        assert np.array_equal(_run(changed, np.zeros(1, np.float32), optimize=optimize), weights)
+    if kind:
+        assert len(changed.SerializeToString()) < weights.size * int(kind[-1]) / 8 + 300
+
+
+@pytest.mark.parametrize(("bits", "opset"), [(4, 21), (2, 25)])
+def test_a_file_of_later_operators_computes_the_same_on_integers(tmp_path, bits, opset):
+    net = _shuffling(bits, 4)
+    for version in (13, opset):
+        written = deploy.write(net, tmp_path / f"{version}.onnx", image_shape=SHAPE, opset=version)
+        assert written.opset == version
+    one, other = (onnx.load(str(tmp_path / f"{version}.onnx")) for version in (13, opset))
+    assert other.opset_import[0].version == opset
+    assert np.array_equal(_run(one, _images(), optimize=True), _run(other, _images(), optimize=True))
+    assert deploy.audit(tmp_path / f"{opset}.onnx").float_layers == 0
+
+
+def test_operators_that_do_not_exist_yet_are_told(tmp_path):
+    with pytest.raises(ExportError, match="cannot be written with ONNX operators 99: "):
+        deploy.write(tiny_net(), tmp_path / "a.onnx", image_shape=(3, 8, 8), opset=99)
 
 
 def test_weights_of_8_bits_are_not_packed(stock):

@@ -243,6 +243,92 @@ def test_sums_and_products_of_computed_tensors_name_the_side_that_is_float(tmp_p
     assert deploy.audit(tmp_path / "a.onnx").integer_layers == 1
 
 
+def _one_layer(path, *, kind="Conv", enter=np.uint8, leave=(np.uint8,), clip=False, computed_bias=False):
+    """A file of one layer between quantizers: their types, how many there are behind it, a Clip in each."""
+    made, nodes = onnx.helper.make_node, []
+    constants = {
+        "weight": np.ones((4, 3, 1, 1) if kind == "Conv" else (3, 4, 1, 1), np.int8),
+        "weight_scale": np.full(4, 0.02, np.float32),
+        "weight_zero": np.zeros(4, np.int8),
+    }
+
+    def quantizer(source, name, kind, scale):
+        zero = 128 if kind is np.uint8 else 0
+        values = {"scale": np.float32(scale)} | {
+            key: np.array(zero + shift, kind) for key, shift in (("zero", 0), ("low", -8), ("high", 7))
+        }
+        constants.update({f"{name}_{key}": value for key, value in values.items()})
+        grid, integers = [f"{name}_scale", f"{name}_zero"], f"{name}_integers"
+        nodes.append(made("QuantizeLinear", [source, *grid], [integers]))
+        if clip:
+            nodes.append(made("Clip", [integers, f"{name}_low", f"{name}_high"], [f"{name}_clipped"]))
+        nodes.append(made("DequantizeLinear", [f"{name}_clipped" if clip else integers, *grid], [name]))
+
+    quantizer("input", "entered", enter, 0.1)
+    axis = 0 if kind == "Conv" else 1
+    nodes.append(
+        made("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["real_weight"], axis=axis)
+    )
+    inputs = ["entered", "real_weight"]
+    if computed_bias:
+        constants["shape"] = np.array([4])
+        nodes.append(made("ReduceMean", ["input"], ["mean"], keepdims=0))
+        nodes.append(made("Expand", ["mean", "shape"], ["bias"]))
+        inputs.append("bias")
+    nodes.append(made(kind, inputs, ["summed"], name="layer"))
+    for place, given in enumerate(leave):
+        quantizer("summed", f"left{place}", given, 0.1 + 0.1 * place)
+    ends = [f"left{place}" for place in range(len(leave))]
+    nodes.append(made("Concat", ends, ["joined"], axis=1))
+    nodes.append(made("Flatten", ["joined"], ["logits"]))
+    graph = onnx.helper.make_graph(
+        nodes,
+        "toy",
+        [onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["n", 3, 4, 4])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["n", None])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7),
+        str(path),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, ""),
+        ({"clip": True}, ""),
+        (
+            {"enter": np.int8, "leave": (np.int8,), "clip": True},
+            "what it reads and writes is int8, its kernel wants uint8",
+        ),
+        (
+            {"enter": np.int8, "clip": True},
+            "what it reads and writes is int8 and uint8, and its kernel wants one of them",
+        ),
+        (
+            {"leave": (np.uint8, np.uint8)},
+            "its output is quantized on 2 grids, and a kernel has one",
+        ),
+        ({"computed_bias": True}, "its bias is float"),
+        (
+            {"kind": "ConvTranspose"},
+            "all of it is quantized, but this runtime has no integer kernel for it",
+        ),
+    ],
+)
+def test_what_keeps_a_quantized_layer_in_float(tmp_path, given, reason):
+    _one_layer(tmp_path / "a.onnx", **given)
+    found = deploy.audit(tmp_path / "a.onnx")
+    kind = given.get("kind", "Conv")
+    assert [(name, reason) for name, _, reason in found.stayed_float] == (
+        [("layer", reason)] if reason else []
+    )
+    assert all(operator in (kind, f"Fused{kind}") for _, operator, _ in found.stayed_float)
+    assert found.integer_layers == (not reason)
+
+
 # One side quantized ------------------------------------------------------
 
 

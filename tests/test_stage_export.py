@@ -3,6 +3,7 @@
 import json
 import sys
 
+import onnx
 import pytest
 from rich.console import Console
 from toys import tiny_data, tiny_net
@@ -10,6 +11,7 @@ from toys import tiny_data, tiny_net
 import compress_aug
 from compress_aug import Export, Recipe, Train
 from compress_aug.errors import BudgetMissed
+from compress_aug.targets import load_target
 
 ROW = {
     "latency_ms": {"p50": 2.0},
@@ -70,3 +72,18 @@ def test_a_missed_memory_budget_fails_the_run_with_everything_written(tmp_path):
     # A float model has no float twin: the kit holds the file alone.
     assert (tmp_path / "run" / "model.kit" / "model.onnx").is_file()
     assert not (tmp_path / "run" / "model.kit" / "model.float.onnx").exists()
+
+
+def test_a_target_says_which_operators_its_files_have(tmp_path):
+    own = tmp_path / "late.yaml"
+    own.write_text(load_target("host_cpu").as_yaml().replace("opset: 13", "opset: 21"))
+    compress_aug.run(
+        Recipe([Export()], name="late", target=str(own)),
+        model=tiny_net(),
+        data=tiny_data(),
+        out=tmp_path / "run",
+        device="cpu",
+        console=Console(quiet=True),
+    )
+    written = onnx.load(str(tmp_path / "run" / "model.onnx"))
+    assert [(entry.domain, entry.version) for entry in written.opset_import] == [("", 21)]

@@ -19,7 +19,7 @@ from compress_aug.errors import ExportError
 from compress_aug.surgery import copy_model, without_fast_attention
 
 # The newest operator set that the exporter below knows how to write.
-_LAST_OPSET = 20
+LAST_OPSET = 20
 
 # Where installed packages lie.
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -58,7 +58,7 @@ def export_graph(
                 failure = error
         operator, later = _unsupported(failure)
         layer = _traced_layer(printed(), operator) or watch.layer
-        if later is None or not opset < later <= _LAST_OPSET:
+        if later is None or not opset < later <= LAST_OPSET:
             raise ExportError(_sentence(failure, operator, layer)) from failure
         place = f' in layer "{layer}"' if layer else ""
         reason = f"the ONNX operators are of version {later}, not {asked}: {operator}{place} needs it"

@@ -85,9 +85,13 @@ class Graph:
 
     def add_constant(self, value: Array, near: str) -> str:
         """A constant with this value; returns its name. Constants are shared, so they are never edited."""
-        name = self.new_name(near)
-        self._constants[name] = numpy_helper.from_array(value, name)
-        return name
+        return self.add_stored(numpy_helper.from_array(value), near)
+
+    def add_stored(self, tensor: onnx.TensorProto, near: str) -> str:
+        """A constant that is a tensor of ONNX already; returns its name."""
+        tensor.name = self.new_name(near)
+        self._constants[tensor.name] = tensor
+        return tensor.name
 
     def add_node(self, kind: str, inputs: list[str], near: str, output: str = "", **attributes: Any) -> str:
         """A node with one output, called `output` or else by a new name; returns the output's name."""
@@ -97,6 +101,16 @@ class Graph:
         self._nodes.append(node)
         self._connect(node)
         return output
+
+    def add_split(self, tensor: str, sizes: str, number: int, axis: int) -> list[str]:
+        """A Split into so many parts; returns their names."""
+        names = [self.add_node("Split", [tensor, sizes], tensor, axis=axis)]
+        node = self._made_by[names[0]]
+        for _ in range(number - 1):
+            names.append(self.new_name(tensor))
+            node.output.append(names[-1])
+            self._made_by[names[-1]] = node
+        return names
 
     def rename_output(self, node: NodeProto, old: str, new: str) -> None:
         """Let the node make its output under another name; the old name waits for a new maker."""

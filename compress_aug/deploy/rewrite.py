@@ -15,8 +15,11 @@ from onnx import NodeProto
 from compress_aug.deploy.biases import integer_biases
 from compress_aug.deploy.graph import Graph, lift_constants
 from compress_aug.deploy.grid import DEQUANTIZE, QUANTIZE, Grid, clip_bounds, grid_of
+from compress_aug.deploy.narrow import narrow_weights
 from compress_aug.deploy.one_sided import plain_one_sided
 from compress_aug.deploy.packing import pack_weights
+from compress_aug.deploy.shapes import fixed_shapes
+from compress_aug.deploy.shuffles import fold_shuffles
 from compress_aug.deploy.signed import check_weights, signed_activations
 from compress_aug.errors import ExportError
 
@@ -28,10 +31,12 @@ def rewrite(
     model: onnx.ModelProto,
     *,
     pack: bool = True,
+    opset: int = 13,
     watch: Callable[[str, int, onnx.ModelProto], None] | None = None,
 ) -> onnx.ModelProto:
     """Every rewrite, in the order in which they serve each other; `pack`: see `pack_weights`.
 
+    opset: of the model's operators, which says how small a tensor's type may be (see `narrow_weights`)
     watch: told after each rewrite that did something its name, in how many places it did, and the graph as it
            is then (see `proof.RewriteProof`)
 
@@ -40,16 +45,17 @@ def rewrite(
     graph = Graph(lift_constants(model))
     if graph.has_subgraphs:
         return graph.finish()
-    for name, places in _rewrites(graph, pack):
+    for name, places in _rewrites(graph, pack, opset):
         if watch is not None and places:
             watch(name, places, graph.finish())
     graph.shorten_names()
     return graph.finish()
 
 
-def _rewrites(graph: Graph, pack: bool) -> Iterator[tuple[str, int]]:
+def _rewrites(graph: Graph, pack: bool, opset: int) -> Iterator[tuple[str, int]]:
     """Do one rewrite after the other: the name of each, and in how many places it did something."""
     yield "drop_identities", drop_identities(graph)
+    yield "fixed_shapes", fixed_shapes(graph)
     yield "fold_weight_clips", fold_weight_clips(graph)
     yield "unsigned_activations", unsigned_activations(graph)
     # Again as long as it does something, for one clamp behind another.
@@ -59,9 +65,27 @@ def _rewrites(graph: Graph, pack: bool) -> Iterator[tuple[str, int]]:
     moving = iter(lambda: move_data_as_integers(graph) + drop_requantization(graph), 0)
     yield "move_data_as_integers", sum(moving)
     yield "integer_biases", integer_biases(graph)
+    yield "fold_shuffles", fold_shuffles(graph)
     if pack:
+        yield "narrow_weights", narrow_weights(graph, opset)
         yield "pack_weights", pack_weights(graph)
     yield "plain_one_sided", plain_one_sided(graph)
+
+
+def rewrite_float(
+    model: onnx.ModelProto, *, watch: Callable[[str, int, onnx.ModelProto], None] | None = None
+) -> onnx.ModelProto:
+    """A graph without quantizers, with sizes as constants (see `fixed_shapes`).
+
+    watch: see `rewrite`
+
+    Takes the model over.
+    """
+    graph = Graph(lift_constants(model))
+    places = 0 if graph.has_subgraphs else fixed_shapes(graph)
+    if watch is not None and places:
+        watch(fixed_shapes.__name__, places, graph.finish())
+    return graph.finish()
 
 
 def rewrite_for_tensorrt(
@@ -78,7 +102,7 @@ def rewrite_for_tensorrt(
     graph = Graph(lift_constants(model))
     if graph.has_subgraphs:
         raise ExportError("The model has control flow (If, Loop), whose quantizers cannot be made signed.")
-    for rewrite_once in (drop_identities, fold_weight_clips, signed_activations):
+    for rewrite_once in (drop_identities, fixed_shapes, fold_weight_clips, signed_activations):
         places = rewrite_once(graph)
         if watch is not None and places:
             watch(rewrite_once.__name__, places, graph.finish())

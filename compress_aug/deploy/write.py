@@ -12,11 +12,12 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from compress_aug.deploy.exporter import export_graph, is_brevitas
+from compress_aug.deploy.exporter import LAST_OPSET, export_graph, is_brevitas
 from compress_aug.deploy.graph import Array
 from compress_aug.deploy.naming import name_nodes
+from compress_aug.deploy.narrow import with_opset
 from compress_aug.deploy.proof import PROOF_IMAGES, Rewrite, RewriteProof
-from compress_aug.deploy.rewrite import rewrite, rewrite_for_tensorrt
+from compress_aug.deploy.rewrite import rewrite, rewrite_float, rewrite_for_tensorrt
 from compress_aug.deploy.runtime import Session
 from compress_aug.errors import ExportError
 from compress_aug.folders import written_whole
@@ -29,7 +30,7 @@ class Written:
 
     opset:    the version of the ONNX operators in it
     notes:    one sentence for each thing that differs from what was asked for
-    rewrites: what was done to a quantized graph, and by how much each of it moved a logit (0: exact)
+    rewrites: what was done to the graph, and by how much each of it moved a logit (0: exact)
     """
 
     opset: int
@@ -55,7 +56,8 @@ def write(
     metadata:    written into the file, for `read_metadata` and for the device (see `image_metadata`)
     finalize:    a last change to the copy that is written, such as moving biases to the integer grid
     opset:       13 loads on runtimes back to 2021. A model with scaled_dot_product_attention (a ViT, say)
-                 needs 14 and gets it; the result says so
+                 needs 14 and gets it; the result says so. 21 stores weights of 4 bits as INT4 tensors, 25 those
+                 of 2 bits as INT2 too, which loads faster than packed ones, on runtimes that know them
     pack:        store weights of 4 bits and fewer several to a byte, which the runtime unpacks when it loads
                  the file; False for a runtime that cannot
     form:        whose integer kernels a quantized model is written for. "tensorrt": signed integers with zero
@@ -83,20 +85,25 @@ def write(
         final = finalize(final).eval()
     final = fold_masks(final)
     example = torch.zeros(1, *image_shape)
-    graph, used, said = export_graph(final, example, opset)
+    later = opset if opset > LAST_OPSET else None
+    graph, used, said = export_graph(final, example, opset if later is None else 13)
     if len(graph.graph.output) != 1:
         raise ExportError(
             f"The model must return one tensor of logits, but it returns {len(graph.graph.output)} tensors."
         )
     name_nodes(graph, final, example)
+    if later is not None:
+        graph, used = with_opset(graph, later), later
     notes = list(said)
     rewrites: tuple[Rewrite, ...] = ()
-    if is_brevitas(final):
+    if is_brevitas(final) or any(node.op_type == "Shape" for node in graph.graph.node):
         proof = RewriteProof(graph, _proof_images(images, image_shape))
-        if form == "tensorrt":
+        if not is_brevitas(final):
+            graph = rewrite_float(graph, watch=proof)
+        elif form == "tensorrt":
             graph = rewrite_for_tensorrt(graph, watch=proof)
         else:
-            graph = rewrite(graph, pack=pack, watch=proof)
+            graph = rewrite(graph, pack=pack, opset=used, watch=proof)
         notes, rewrites = notes + proof.notes, tuple(proof.rewrites)
     graph.producer_name = "compress_aug"
     helper.set_model_props(graph, {key: str(value) for key, value in (metadata or {}).items()})

@@ -17,6 +17,7 @@ from compress_aug.quantization.graph import (
     traced,
 )
 from compress_aug.quantization.layerwise import why_float
+from compress_aug.quantization.rewriting import use_products_for_silu
 from compress_aug.quantization.scale_groups import Flow
 from compress_aug.quantization.split_norms import split_norms
 from compress_aug.surgery import copy_model, without_fast_attention
@@ -62,6 +63,7 @@ def follow(model: nn.Module, example: Tensor, kept: Mapping[str, str] | None = N
             continue
         notes += use_layers_for_calls(graph_model)
         notes += use_products_for_attention(graph_model, Flow(graph_model, example).shapes)
+        use_products_for_silu(graph_model)
         notes += _left_out(copied, graph_model, found)
         wrong = None if kept is not None else _first_difference(model, graph_model, example)
         if wrong is None:

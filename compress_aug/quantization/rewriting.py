@@ -1,10 +1,13 @@
 """Edits of a traced graph: same outputs, in a form that can be quantized and exported well."""
 
+import operator
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
+
+from compress_aug.quantization.ops import Scope
 
 Shapes = dict[fx.Node, torch.Size]
 
@@ -100,6 +103,29 @@ def use_pooling_for_means(model: fx.GraphModule, shapes: Shapes) -> None:
         if not _argument(node, 2, "keepdim", False):
             with model.graph.inserting_after(made):
                 made = model.graph.call_function(torch.flatten, (made, 1))
+        node.replace_all_uses_with(made)
+        model.graph.erase_node(node)
+    model.recompile()
+
+
+def use_products_for_silu(model: fx.GraphModule) -> None:
+    """Write x * sigmoid(x) as the two operations that it is, for each of which integer kernels exist.
+
+    In one piece it has none, and what it reads and writes would be turned into floats and back. A module keeps its
+    name, under which hooks see what it gives.
+    """
+    modules = dict(model.named_modules())
+    for node in list(model.graph.nodes):
+        is_module = node.op == "call_module" and type(modules[str(node.target)]) is nn.SiLU
+        if not is_module and not (node.op == "call_function" and node.target is functional.silu):
+            continue
+        [source] = node.all_input_nodes
+        with model.graph.inserting_before(node):
+            gate = model.graph.call_function(torch.sigmoid, (source,))
+            made = model.graph.call_function(operator.mul, (source, gate))
+            if is_module:
+                model.set_submodule(str(node.target), Scope())
+                made = model.graph.call_module(str(node.target), (made,))
         node.replace_all_uses_with(made)
         model.graph.erase_node(node)
     model.recompile()

@@ -120,8 +120,14 @@ def export_model(model: "nn.Module", setup: Setup, path: Path) -> dict[str, Any]
     final = copy_model(model).cpu().eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     unproven = path.with_suffix(".unproven.onnx")
-    shape, form = setup.data.image_shape, setup.target.form
-    write = partial(deploy.write, image_shape=shape, metadata=setup.metadata, form=form)
+    target = setup.target
+    write = partial(
+        deploy.write,
+        image_shape=setup.data.image_shape,
+        metadata=setup.metadata,
+        form=target.form,
+        opset=target.opset,
+    )
     written = write(final, unproven, images=next(iter(_test_batches(setup)))[0])
     for line in written.notes:
         setup.note(line)
