@@ -43,6 +43,9 @@ class Source(Protocol):
     def first(self, images: int) -> Self:
         """The part made of the first so many images (of all, if there are fewer)."""
 
+    def part(self, start: int, stop: int) -> Self:
+        """The part made of the images from place `start` up to `stop` (as many of them as there are)."""
+
     def to(self, device: torch.device) -> Self:
         """The same images, whose batches come on this device."""
 
@@ -93,7 +96,11 @@ class MemorySource:
 
     def first(self, images: int) -> "MemorySource":
         """The first so many images; shares memory with this source."""
-        return MemorySource(self.images[:images], self.targets[:images], self.index[:images])
+        return self.part(0, images)
+
+    def part(self, start: int, stop: int) -> "MemorySource":
+        """The images from `start` up to `stop`; shares memory with this source."""
+        return MemorySource(self.images[start:stop], self.targets[start:stop], self.index[start:stop])
 
     def to(self, device: torch.device) -> "MemorySource":
         """The same images on another device; the index stays on the host, where draws are made from it."""
@@ -152,7 +159,11 @@ class StreamedSource:
 
     def first(self, images: int) -> "StreamedSource":
         """The first so many images."""
-        return replace(self, index=self.index[:images])
+        return self.part(0, images)
+
+    def part(self, start: int, stop: int) -> "StreamedSource":
+        """The images from `start` up to `stop`."""
+        return replace(self, index=self.index[start:stop])
 
     def to(self, device: torch.device) -> "StreamedSource":
         """The same images, each batch of which goes to this device as it comes."""

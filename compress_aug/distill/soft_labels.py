@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compress_aug.batch import Batch
+from compress_aug.distill.teacher import asked, check_classes
 from compress_aug.surgery import freeze
 
 
-def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def soft_label_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 4.0, squared: bool = True
+) -> Tensor:
     """KL divergence of the teacher's softened output from the student's, times the temperature squared.
 
     student, teacher: logits (N, K); the teacher's get no gradient
+    temperature:      both are divided by it, above 0
+    squared:          False leaves the last factor away
     Returns a scalar, the mean over the batch, computed in float32 whatever the logits are.
 
-    >>> logits = torch.tensor([[2.0, 0.0]])
+    >>> logits = Tensor([[2.0, 0.0]])
     >>> float(soft_label_loss(logits, logits))
     0.0
 
@@ -26,7 +30,7 @@ def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) 
     log_student = functional.log_softmax(student.float() / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher.detach().float() / temperature, dim=1)
     divergence = functional.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
-    return divergence * temperature**2
+    return divergence * temperature**2 if squared else divergence
 
 
 class SoftLabels:
@@ -35,7 +39,10 @@ class SoftLabels:
     teacher: frozen here, asked in eval mode on the very images the student sees
     weight:  share of the teacher's part in [0, 1], as a function of the stage's progress in [0, 1]
 
-    Defaults (weight 0.9, temperature 4) are ours: the paper gives no values.
+    squared: see `soft_label_loss`
+
+    Defaults (weight 0.9, temperature 4) are ours: the paper gives no values. The code of arXiv 2004.08861 has weight
+    0.3, temperature 3, and no square.
     """
 
     def __init__(
@@ -44,10 +51,12 @@ class SoftLabels:
         weight: Callable[[float], float] = lambda progress: 0.9,
         temperature: float = 4.0,
         label_smoothing: float = 0.0,
+        *,
+        squared: bool = True,
     ) -> None:
         self.teacher = freeze(teacher)
         self._weight = weight
-        self._temperature = temperature
+        self._temperature, self._squared = temperature, squared
         self._label_smoothing = label_smoothing
         self._share = weight(0.0)
 
@@ -59,12 +68,10 @@ class SoftLabels:
         """{"cross_entropy": ..., "soft_labels": ...}, each already weighted; their sum is minimised."""
         teacher_logits = batch.teacher_logits
         if teacher_logits is None:
-            if batch.inputs is None:
-                raise ValueError("soft labels need batch.inputs, the normalised images, to ask the teacher")
-            with torch.no_grad():
-                teacher_logits = self.teacher(batch.inputs)
+            teacher_logits = asked(self.teacher, batch)
+        check_classes(teacher_logits, logits)
         hard = functional.cross_entropy(logits.float(), batch.targets, label_smoothing=self._label_smoothing)
-        soft = soft_label_loss(logits, teacher_logits, self._temperature)
+        soft = soft_label_loss(logits, teacher_logits, self._temperature, self._squared)
         return {"cross_entropy": (1 - self._share) * hard, "soft_labels": self._share * soft}
 
     def parameters(self) -> Iterable[nn.Parameter]:

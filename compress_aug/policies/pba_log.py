@@ -11,6 +11,7 @@ import ast
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,25 +55,44 @@ def read_pba_log(path: str | Path, *, epochs: int) -> PolicySchedule:
     """
     path = Path(path)
     check_epochs(epochs)
-    events = [
-        _event(line, f"{path}, line {number}")
-        for number, line in enumerate(read_text(path).split("\n"), 1)
-        if line.strip()
-    ]
-    if not events:
+    lines = read_text(path).split("\n")
+    if not any(line.strip() for line in lines):
         raise RecipeError(f"{path}: the file is empty; a trial that never changed its policy has no log.")
+    schedule = lived_schedule(lines, epochs=epochs, first=Policy.none(), name=str(path))
+    return replace(schedule, provenance={"source": "PBA log", "file": path.name, **schedule.provenance})
+
+
+def lived_schedule(lines: Sequence[str], *, epochs: int, first: Policy, name: str = "log") -> PolicySchedule:
+    """The schedule of a trial, from the lines of its log.
+
+    lines: of one trial, the oldest first; those that hold nothing are passed over
+    first: the policy that it had throughout if there is no line
+    name:  of the log, for messages
+
+    Reads as `read_pba_log` does, and raises RecipeError as it does.
+
+    >>> lived_schedule([], epochs=9, first=Policy.none()).durations
+    (9,)
+    """
+    events = [_event(line, f"{name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not events:
+        return PolicySchedule(epochs, (Segment(epochs, first),))
     lineage = _lineage(events)
-    return PolicySchedule(
-        epochs,
-        _segments(lineage, epochs),
-        {
-            "source": "PBA log",
-            "file": path.name,
-            "trial": lineage[-1].target,
-            "lines": len(events),
-            "valid_lines": len(lineage),
-        },
-    )
+    about = {"trial": lineage[-1].target, "lines": len(events), "valid_lines": len(lineage)}
+    return PolicySchedule(epochs, _segments(lineage, epochs), about)
+
+
+def log_line(target: int, source: int, epochs: tuple[int, int], before: Policy, after: Policy) -> str:
+    """One event as a line of a log: what `lived_schedule` and `read_pba_log` read.
+
+    target, source: numbers of trials
+    epochs:         those that target and source had done
+    before, after:  the policy of the source, and what was made of it
+
+    >>> log_line(3, 0, (6, 6), Policy.none(), Policy.none())[:17]
+    '["3", "0", 6, 6, '
+    """
+    return json.dumps([str(target), str(source), *epochs, before.vector(), after.vector()])
 
 
 def write_pba_log(schedule: PolicySchedule, path: str | Path) -> None:
@@ -90,8 +110,7 @@ def write_pba_log(schedule: PolicySchedule, path: str | Path) -> None:
     lines, epoch = [], 0
     for number, (old, new) in enumerate(pairwise(schedule.segments)):
         epoch += old.epochs
-        event = [str(number + 1), str(number), epoch, epoch, old.policy.vector(), new.policy.vector()]
-        lines.append(json.dumps(event) + "\n")
+        lines.append(log_line(number + 1, number, (epoch, epoch), old.policy, new.policy) + "\n")
     write_text(Path(path), "".join(lines))
 
 

@@ -285,7 +285,7 @@ class _Work:
             do(0, blocks, 1)
             return
         bounds = [blocks * piece // pieces for piece in range(pieces + 1)]
-        others = [_pool(pieces - 1).submit(do, *pair, 1) for pair in pairwise(bounds[1:])]
+        others = [_pool(pieces - 1).submit(do, start, stop, 1) for start, stop in pairwise(bounds[1:])]
         do(0, bounds[1], 1)
         for other in others:
             other.result()

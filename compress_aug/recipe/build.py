@@ -192,7 +192,7 @@ class Build:
         if missing:
             return
         if isinstance(filled, dict):
-            filled = _merged(self._defaults.get(word, {}), filled, kind)
+            filled = self._with_inner_defaults(_merged(self._defaults.get(word, {}), filled, kind), kind)
         try:
             self.stages.append(kind.model_validate(filled))
             self.places.append(self._document.where(key) + (f" ({round_text[:-2]})" if round_text else ""))
@@ -206,6 +206,15 @@ class Build:
                     else own
                 )
                 self._problem(at, round_text + sentence)
+
+    def _with_inner_defaults(self, given: dict[str, Any], kind: type[Stage]) -> dict[str, Any]:
+        """A stage within a stage (the `train` of a search) has the defaults of its word too."""
+        merged = dict(given)
+        for key, value in given.items():
+            inner = kind.model_fields[key].annotation if key in kind.model_fields else None
+            if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Stage):
+                merged[key] = _merged(self._defaults.get(inner.word, {}), value, inner)
+        return merged
 
     def _stage_class(self, word: Any, key: Key) -> type[Stage] | None:
         if word in STAGES:

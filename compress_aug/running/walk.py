@@ -138,6 +138,7 @@ class Walk:
             images=partial(self._images, seed),
             rehearsal=self.rehearsal,
             following=self.recipe.stages[index + 1 :],
+            fresh=self.fresh,
             counting=partial(counting, self.console),
             show=self._show,
         )

@@ -3,13 +3,15 @@
 from compress_aug.stages.attach import Attach, Drop
 from compress_aug.stages.augmentation import Augment, Filter
 from compress_aug.stages.base import Outlook, Setup, Stage, State
+from compress_aug.stages.distillation import Distill
 from compress_aug.stages.export import Export
 from compress_aug.stages.keep import Keep
 from compress_aug.stages.prune import Gradual, Prune
 from compress_aug.stages.prune_channels import PruneChannels
 from compress_aug.stages.quantize import Quantize
 from compress_aug.stages.redraw import Redraw
-from compress_aug.stages.train import Distill, Train
+from compress_aug.stages.search import Search
+from compress_aug.stages.train import Train
 
 STAGES: dict[str, type[Stage]] = {
     "train": Train,
@@ -19,6 +21,7 @@ STAGES: dict[str, type[Stage]] = {
     "attach": Attach,
     "drop": Drop,
     "keep": Keep,
+    "search": Search,
     "quantize": Quantize,
     "export": Export,
 }
@@ -38,6 +41,7 @@ __all__ = [
     "PruneChannels",
     "Quantize",
     "Redraw",
+    "Search",
     "Setup",
     "Stage",
     "State",

@@ -167,8 +167,13 @@ class Augment(Part):
             magnitude = self.magnitude
         return lambda progress: schedule.magnitude(magnitude, progress, facts)
 
-    def build(self, state: State, setup: Setup, *, epochs: int) -> "Augmentation | TeacherFilter":
-        """What changes the images of a training. Raises RecipeError for what fits neither data nor what was kept."""
+    def build(
+        self, state: State, setup: Setup, *, epochs: int, learned: PolicySchedule | None = None
+    ) -> "Augmentation | TeacherFilter":
+        """What changes the images of a training. Raises RecipeError for what fits neither data nor what was kept.
+
+        learned: in place of `policy`
+        """
         from torch import nn
 
         from compress_aug.augment import LearnedAugment, RandAugment, TeacherFilter
@@ -178,7 +183,7 @@ class Augment(Part):
             "crop_padding": data.crop_padding if self.crop_padding is None else self.crop_padding,
             "flip": data.flip if self.flip is None else self.flip,
             "cutout": self.cutout,
-            "fill": self._fill_of(data.mean),
+            "fill": self._fill_of(data.mean, learned is not None),
             "interpolation": self.interpolation,
         }
         augment: Augmentation
@@ -186,7 +191,9 @@ class Augment(Part):
             policy = _found(self.policy, state)
             if not isinstance(policy, PolicySchedule):
                 raise _wrong_kind("policy", self.policy, policy, "a PolicySchedule")
-            augment = LearnedAugment(policy, epochs, replay=self.replay, **settings)
+            learned = policy
+        if learned is not None:
+            augment = LearnedAugment(learned, epochs, replay=self.replay, **settings)
         else:
             augment = RandAugment(
                 operations=self.operations, random_magnitude=self.random_magnitude, **settings
@@ -211,11 +218,11 @@ class Augment(Part):
             kl_form=given.kl_form,
         )
 
-    def _fill_of(self, mean: tuple[float, ...]) -> int | tuple[int, ...]:
+    def _fill_of(self, mean: tuple[float, ...], is_learned: bool) -> int | tuple[int, ...]:
+        if isinstance(self.fill, str) or (is_learned and "fill" not in self.model_fields_set):
+            return tuple(round(255 * value) for value in mean)
         if isinstance(self.fill, int):
             return self.fill
-        if isinstance(self.fill, str):
-            return tuple(round(255 * value) for value in mean)
         if len(mean) != len(self.fill):
             raise RecipeError(
                 f"augment.fill: {self.fill} is for colour images, but these have {len(mean)} channel: "

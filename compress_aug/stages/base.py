@@ -99,6 +99,7 @@ class Setup:
     rehearsal:    nothing is trained or judged, only tried: what a check of the recipe runs with
     images:       normalised float batches (N, C, H, W) of the training images, as many as asked for
     following:    the stages after this one: in which form a file will be, say
+    fresh:        builds the base model that the model's log of changes starts from, for other processes
     counting:     a bar for long work: title -> a context that gives a function to tell (done, total)
     """
 
@@ -116,6 +117,7 @@ class Setup:
     images: "Callable[[int], list[Tensor]]"
     rehearsal: bool = False
     following: "Sequence[Stage]" = ()
+    fresh: "Callable[[], nn.Module] | None" = None
     counting: Callable[[str], AbstractContextManager[Callable[[int, int], None]]] = _uncounted
     show: Callable[[str], None] = lambda line: None
 

@@ -4,33 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from compress_aug import schedule
-from compress_aug.schedule import AnySchedule, Schedule, describe
-from compress_aug.stages.augmentation import Augment, check_kept
-from compress_aug.stages.base import Outlook, Part, Setup, Stage, State
+from compress_aug.stages.augmentation import Augment
+from compress_aug.stages.base import Outlook, Setup, Stage, State
+from compress_aug.stages.distillation import Distill
 from compress_aug.stages.prune import Gradual
 
 if TYPE_CHECKING:
-    from compress_aug.training import Objective
-
-
-class Distill(Part):
-    """Learn from a kept model too: (1 - weight) * cross entropy + weight * KL (Hinton et al., arXiv 1503.02531)."""
-
-    teacher: str = Field(description="the name under which an earlier stage kept the model")
-    loss: Literal["soft_labels"] = "soft_labels"
-    weight: Schedule = Field(0.9, description="share of the teacher's part, in [0, 1], or a schedule")
-    temperature: float = Field(4.0, gt=0, description="both outputs are divided by it")
-
-    @field_validator("weight")
-    @classmethod
-    def _share(cls, given: AnySchedule) -> AnySchedule:
-        low, high = schedule.extremes(given)
-        if low < 0 or high > 1:
-            raise ValueError(f"expected a weight in 0..1, found {high if high > 1 else low:g}")
-        return given
+    from compress_aug.search import Change
+    from compress_aug.training import Objective, Settings, Training
 
 
 class Train(Stage):
@@ -88,7 +72,7 @@ class Train(Stage):
 
     def foresee(self, outlook: Outlook) -> Outlook:
         if self.distill is not None:
-            check_kept(outlook, self.distill.teacher, "model", "teacher")
+            self.distill.foresee(outlook, self.batch_size)
         self.augment.foresee(outlook)
         if self.prune is not None:
             outlook = self.prune.foresee(outlook)
@@ -103,17 +87,31 @@ class Train(Stage):
         return f"train {self.epochs} epoch{'s' * (self.epochs != 1)}{taught}{pruned}"
 
     def plan(self) -> dict[str, str]:
-        objective = "cross entropy"
-        if self.distill:
-            objective = f"{describe(self.distill.weight)} soft labels of {self.distill.teacher}"
         return {
             "epochs": str(self.epochs),
             "lr": f"{self.lr:g} {self.lr_schedule}",
             "magnitude": self.augment.describe(),
-            "objective": objective,
+            "objective": self.distill.describe() if self.distill else "cross entropy",
         }
 
     def run(self, state: State, setup: Setup) -> State:
+        training = self.training(state, setup)
+        history = setup.fit(training, checkpoint=setup.stage_folder / "training.pt")
+        _record(setup, history)
+        if self.augment.random_magnitude:
+            setup.record("random_magnitude", True)
+        if self.augment.policy is not None:
+            setup.record("policy", self.augment.policy_name)
+        model = training.finished_model()
+        if self.prune is not None:
+            self.prune.on_step()(model, 1.0)
+        return replace(state, model=model)
+
+    def training(self, state: State, setup: Setup, augment: "Change | None" = None) -> "Training":
+        """The training that `run` drives to its end, at its beginning; owns the state's model.
+
+        augment: in place of what `augment` builds
+        """
         from compress_aug.training import Settings, Training, facts_of
 
         given = self.augment
@@ -122,46 +120,28 @@ class Train(Stage):
         if on_step:
             # Now, so that the state of a training under way has the same names from its first step to its last.
             on_step(state.model, 0.0)
-        training = Training(
+        settings = Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__})
+        return Training(
             state.model,
             setup.data,
-            self._objective(state, facts),
-            Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__}),
-            augment=given.build(state, setup, epochs=self.epochs),
+            self._objective(state, setup, facts, settings),
+            settings,
+            augment=augment or given.build(state, setup, epochs=self.epochs),
             magnitude=given.strength(state, facts),
             seed=setup.seed,
             fabric=setup.fabric,
             on_step=on_step,
             note=setup.note,
         )
-        history = setup.fit(training, checkpoint=setup.stage_folder / "training.pt")
-        _record(setup, history)
-        if given.random_magnitude:
-            setup.record("random_magnitude", True)
-        if given.policy is not None:
-            setup.record("policy", given.policy_name)
-        model = training.finished_model()
-        if on_step:
-            on_step(model, 1.0)
-        return replace(state, model=model)
 
-    def _objective(self, state: State, facts: schedule.Facts) -> "Objective":
-        from torch import nn
-
-        from compress_aug.distill import SoftLabels
+    def _objective(
+        self, state: State, setup: Setup, facts: schedule.Facts, settings: "Settings"
+    ) -> "Objective":
         from compress_aug.training import CrossEntropy
 
         if self.distill is None:
             return CrossEntropy(label_smoothing=self.label_smoothing)
-        teacher = state.kept[self.distill.teacher]
-        assert isinstance(teacher, nn.Module)
-        weight = self.distill.weight
-        return SoftLabels(
-            teacher,
-            weight=lambda progress: schedule.value(weight, progress, facts),
-            temperature=self.distill.temperature,
-            label_smoothing=self.label_smoothing,
-        )
+        return self.distill.build(state, setup, facts, settings, self.label_smoothing)
 
 
 def _record(setup: Setup, history: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -116,6 +116,8 @@ class Training:
         Raises TrainingError when the loss is no longer a number.
         """
         epoch = self.epochs_done
+        if hasattr(self.objective, "begin") and not self.objective.begin(self, each_step):
+            return False
         if self._step == 0:
             torch.manual_seed(mixed_seed(self.seed, "epoch", epoch, self.fabric.global_rank))
             self._tally = _Tally()
@@ -174,7 +176,7 @@ class Training:
                 )
             losses = self.objective.loss(batch, logits)
         self._descend(losses, progress)
-        self._tally.add(sum(losses.values()), logits, batch.targets, magnitude, lr)
+        self._tally.add(losses, logits, batch.targets, magnitude, lr)
 
     def inputs_of(self, images: Tensor) -> Tensor:
         """Raw images uint8 (N, C, H, W) as the model takes them: normalised, in the layout of this training."""
@@ -307,6 +309,7 @@ class _Tally:
     """Sums over the steps of one epoch, kept as tensors so that a GPU need not wait in each step."""
 
     loss: Tensor | float = 0.0
+    parts: dict[str, Any] = field(default_factory=dict)
     right: Tensor | int = 0
     images: int = 0
     steps: int = 0
@@ -315,8 +318,13 @@ class _Tally:
     last: int | None = None
     lr: float = 0.0
 
-    def add(self, loss: Any, logits: Tensor, targets: Tensor, magnitude: int | None, lr: float) -> None:
-        self.loss = self.loss + loss.detach().double()
+    def add(
+        self, losses: dict[str, Tensor], logits: Tensor, targets: Tensor, magnitude: int | None, lr: float
+    ) -> None:
+        total: Any = sum(losses.values())
+        self.loss = self.loss + total.detach().double()
+        for name, part in losses.items():
+            self.parts[name] = self.parts.get(name, 0.0) + part.detach().double()
         self.right = self.right + (logits.detach().argmax(1) == targets).sum()
         self.images += len(targets)
         if self.steps == 0:
@@ -330,20 +338,30 @@ class _Tally:
     def over_all(self, fabric: Fabric) -> "_Tally":
         """The sums over all processes."""
         sums = torch.tensor(
-            [float(self.loss), float(self.right), float(self.images), float(self.steps)],
+            [
+                float(self.loss),
+                float(self.right),
+                float(self.images),
+                float(self.steps),
+                *map(float, self.parts.values()),
+            ],
             dtype=torch.float64,
             device=fabric.device,
         )
         total = fabric.all_reduce(sums, reduce_op="sum")
         assert isinstance(total, Tensor)
-        loss, right, images, steps = total.tolist()
-        return replace(self, loss=loss, right=int(right), images=int(images), steps=int(steps))
+        loss, right, images, steps, *values = total.tolist()
+        parts = dict(zip(self.parts, values, strict=True))
+        return replace(self, loss=loss, parts=parts, right=int(right), images=int(images), steps=int(steps))
 
     def row(self) -> dict[str, Any]:
         """What one epoch is reported with."""
         drawn = None if self.first is None and self.last is None else [self.first, self.last]
+        steps = max(self.steps, 1)
+        parts = {name: float(part) / steps for name, part in self.parts.items()}
         return {
-            "loss": float(self.loss) / max(self.steps, 1),
+            "loss": float(self.loss) / steps,
+            **({"losses": parts} if len(parts) > 1 else {}),
             "train_accuracy": float(self.right) / max(self.images, 1),
             "magnitude": drawn,
             "lr": self.lr,

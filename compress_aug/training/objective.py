@@ -11,9 +11,11 @@ from compress_aug.batch import Batch
 class Objective(Protocol):
     """What is minimised. Only `loss` must be there; the loop looks for the others by name.
 
-    Optional: prepare(setup), parameters() trained beside the model, advance(progress) before each step,
-    backward(losses, training) where the gradient is not that of the plain sum, state_dict(),
-    load_state_dict(state), close().
+    Optional: prepare(training) before the optimizer is made, parameters() trained beside the model,
+    begin(training, each_step) before each epoch, which returns False if each_step(training) asked for a pause
+    of what it does there, advance(progress) before each step, backward(losses, training) where the gradient is not
+    that of the plain sum, state_dict(), load_state_dict(state), close(). A `teacher` that is a module is moved to the
+    device of the training.
     """
 
     def loss(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,239 @@
+"""The population search on Ray Tune: members train side by side on one machine or many, in the logs that Ray writes.
+
+Needs the extra `ray`. Asynchronous, as the paper's own search: a member is compared when it is
+ready, so the order of events depends on how fast each one is, and one seed does not give one schedule.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from compress_aug.errors import MissingPart, RecipeError, TrainingError
+from compress_aug.policies import Policy, lived_schedule
+from compress_aug.search.evolution import explore
+from compress_aug.search.population import FoundPolicies, PolicySlot, Progress
+from compress_aug.training import Training, mixed_seed
+
+MakeTraining = Callable[[], tuple[Training, PolicySlot]]
+"""Makes a training at its beginning, and the slot of its policies; is sent to the workers, so it holds no model."""
+
+_STATE = "training.pt"
+_NAME = "population"
+_BROKEN = -1.0
+
+
+def _ray() -> tuple[Any, Any]:
+    """Ray and its Tune, imported late: it takes seconds, and few have it."""
+    try:
+        import ray
+        from ray import tune
+    except ImportError as error:
+        raise MissingPart(
+            'a search on Ray needs the extra "ray": pip install "compress-aug[ray]", or leave out driver: ray.'
+        ) from error
+    return ray, tune
+
+
+def _member_class(tune: Any) -> Any:
+    class Member(tune.Trainable):  # type: ignore[misc]
+        """One member: an epoch of its training is one iteration of Ray's."""
+
+        def setup(self, config: dict[str, Any], make: MakeTraining, seed: int) -> None:
+            cpus = self.trial_resources.required_resources.get("CPU", 1)
+            torch.set_num_threads(max(1, int(cpus)))
+            self._training, self._slot = make()
+            self._training.seed = mixed_seed(seed, "member", number_of(self.trial_id))
+            self._slot.policy = Policy.from_vector(config["hp_policy"])
+
+        def step(self) -> dict[str, float]:
+            try:
+                # One that took over from a member that has finished has nothing left to do; Ray asks once more.
+                if self._training.epochs_done < self._training.settings.epochs:
+                    self._training.epoch()
+            except TrainingError:
+                # The worst there is: it takes over from a better one at the next exchange.
+                self._training.history.append({"validation_accuracy": _BROKEN})
+            return {"val_acc": self._training.history[-1]["validation_accuracy"]}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            torch.save(self._training.state_dict(), Path(checkpoint_dir) / _STATE)
+
+        def load_checkpoint(self, checkpoint_dir: str) -> None:
+            path = Path(checkpoint_dir) / _STATE
+            device = self._training.fabric.device
+            self._training.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self._slot.policy = Policy.from_vector(new_config["hp_policy"])
+            return True
+
+    return Member
+
+
+def _teller(tune: Any, told: Callable[[Progress], None], population: int, epochs: int) -> Any:
+    done = dict.fromkeys(range(population), 0)
+    scores: dict[int, float | None] = dict.fromkeys(range(population))
+
+    class Teller(tune.Callback):  # type: ignore[misc]
+        """Hands on what Ray hears of its members."""
+
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            number = number_of(trial.trial_id)
+            done[number] = min(result["training_iteration"], epochs)
+            scores[number] = None if result["val_acc"] == _BROKEN else result["val_acc"]
+            counts = done.values()
+            told(Progress(sum(counts), population * epochs, min(counts), tuple(scores.values())))
+
+    return Teller()
+
+
+class _Explore:
+    """Ray's `custom_explore_fn`: the policy changes, all else of a configuration stays."""
+
+    def __init__(self, seed: int, resample: float) -> None:
+        self._rng, self._resample = Random(mixed_seed(seed, "explore")), resample
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        policy = explore(Policy.from_vector(config["hp_policy"]), self._rng, self._resample)
+        return {**config, "hp_policy": policy.vector()}
+
+
+def number_of(trial_id: str) -> int:
+    """The number of a member: what follows the last underscore of Ray's name for it.
+
+    >>> number_of("b1c2d_00003")
+    3
+    """
+    return int(trial_id.rsplit("_", 1)[-1])
+
+
+def search_population_on_ray(
+    make: MakeTraining,
+    *,
+    epochs: int,
+    folder: Path,
+    population: int = 16,
+    every: int = 3,
+    quantile: float = 0.25,
+    resample: float = 0.2,
+    seed: int = 0,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    address: str | None = None,
+    told: Callable[[Progress], None] = lambda progress: None,
+    about: Mapping[str, Any] | None = None,
+) -> FoundPolicies:
+    """The search of `search_population` by Ray Tune's `PopulationBasedTraining`, with our `explore`.
+
+    make:    see `MakeTraining`; is called once in each worker
+    epochs:  of each member: those of the training's settings
+    folder:  for Ray's files; a search that was stopped goes on from there. On several machines, one that all see
+    cpus, gpus: of each member; parts of a GPU let several share one
+    address: of a Ray cluster, None starts Ray on this machine
+    the others: as for `search_population`
+
+    A worker that dies is started again from the member's last checkpoint, up to three times.
+
+    Raises RecipeError for numbers out of range, MissingPart without Ray, TrainingError if members failed
+    for good.
+
+    Source: arXiv 1905.05393, which ran on Ray; pairs and order of exchanges are Ray's own.
+    """
+    if population < 2 or not 1 <= every < epochs:
+        raise RecipeError(
+            f"a search needs a population of at least 2 and an exchange after 1 to {epochs - 1} epochs, found "
+            f"{population} and {every}"
+        )
+    ray, tune = _ray()
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        results = _fit(
+            tune, make, epochs, folder, population, every, quantile, resample, seed, (cpus, gpus), told
+        )
+    finally:
+        if started:
+            ray.shutdown()
+    return _found(results, folder / _NAME, population, epochs, dict(about or {}))
+
+
+def _fit(
+    tune: Any,
+    make: MakeTraining,
+    epochs: int,
+    folder: Path,
+    population: int,
+    every: int,
+    quantile: float,
+    resample: float,
+    seed: int,
+    resources: tuple[float, float],
+    told: Callable[[Progress], None],
+) -> Any:
+    trainable = tune.with_resources(
+        tune.with_parameters(_member_class(tune), make=make, seed=seed),
+        {"cpu": resources[0], "gpu": resources[1]},
+    )
+    place = str(folder.resolve() / _NAME)
+    if tune.Tuner.can_restore(place):
+        return tune.Tuner.restore(place, trainable, resume_errored=True, resume_unfinished=True).fit()
+    scheduler = tune.schedulers.PopulationBasedTraining(
+        time_attr="training_iteration",
+        metric="val_acc",
+        mode="max",
+        perturbation_interval=every,
+        quantile_fraction=quantile,
+        custom_explore_fn=_Explore(seed, resample),
+        log_config=True,
+    )
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"hp_policy": Policy.none().vector()},
+        tune_config=tune.TuneConfig(scheduler=scheduler, num_samples=population, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=_NAME,
+            storage_path=str(folder.resolve()),
+            stop={"training_iteration": epochs},
+            callbacks=[_teller(tune, told, population, epochs)],
+            failure_config=tune.FailureConfig(max_failures=3),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=every, num_to_keep=4),
+            verbose=0,
+        ),
+    )
+    return tuner.fit()
+
+
+def _found(results: Any, place: Path, population: int, epochs: int, about: dict[str, Any]) -> FoundPolicies:
+    if results.num_errors:
+        raise TrainingError(
+            f"{results.num_errors} of {population} members failed for good: {results.errors[0]}"
+        )
+    curves: dict[int, tuple[float | None, ...]] = {}
+    policies: dict[int, list[int]] = {}
+    for result in results:
+        number = number_of(result.metrics["trial_id"])
+        rows = result.metrics_dataframe["val_acc"].tolist()[:epochs]
+        curves[number] = tuple(None if value < 0 else value for value in rows)
+        policies[number] = list(result.config["hp_policy"])
+    best = max(curves, key=lambda number: _rank(curves[number][-1]))
+    score = curves[best][-1]
+    if score is None:
+        raise TrainingError("Every member of the search broke down: its loss is no number. Try a smaller lr.")
+    logs = [path for path in place.glob("pbt_policy_*.txt") if number_of(path.stem) == best]
+    lines = logs[0].read_text(encoding="utf-8").splitlines() if logs else []
+    first = Policy.from_vector(policies[best])
+    schedule = lived_schedule(lines, epochs=epochs, first=first, name=str(logs[0]) if logs else "log")
+    everything = place / "pbt_global.txt"
+    taken = len(everything.read_text(encoding="utf-8").splitlines()) if everything.is_file() else 0
+    schedule = type(schedule)(schedule.epochs, schedule.segments, {**schedule.provenance, **about})
+    return FoundPolicies(schedule, best, score, tuple(curves[number] for number in sorted(curves)), taken)
+
+
+def _rank(score: float | None) -> float:
+    return _BROKEN if score is None else score

@@ -1,0 +1,82 @@
+"""The population search on Ray, for real: two members side by side, one of their processes killed on the way."""
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import compress_aug
+from compress_aug import Recipe, Search, Train
+from compress_aug.policies import read_pba_log, read_schedule
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason='Ray is not there: pip install "compress-aug[ray]"'
+    ),
+    # Ray warns of its own parts.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+def _workers() -> list[int]:
+    """Processes in which a member trains: Ray names them after what they do."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (place / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if title.startswith("ray::") and "train" in title.lower():
+            found.append(int(place.name))
+    return found
+
+
+def _kill_one_after(checkpoint: Path, killed: list[int]) -> None:
+    """As soon as a member has been kept once, the process of one of them dies."""
+    for _ in range(3000):
+        if list(checkpoint.glob("population/*/checkpoint_*")) and (workers := _workers()):
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
+            return
+        time.sleep(0.1)
+
+
+def test_a_search_on_ray_survives_the_death_of_a_worker(tmp_path: Path) -> None:
+    out, killed, epochs = tmp_path / "run", [], 24
+    stage = Search(
+        kind="population",
+        keep="found",
+        driver="ray",
+        population=4,
+        every=2,
+        quantile=0.5,
+        train_images=400,
+        validation_images=100,
+        train=Train(epochs=epochs, batch_size=32, lr=0.05, precision="float32"),
+    )
+    killer = threading.Thread(target=_kill_one_after, args=(out / "00-search", killed), daemon=True)
+    killer.start()
+    result = compress_aug.run(
+        Recipe([stage, Train(epochs=2, batch_size=32, augment={"policy": "found"})], name="toy"),
+        model="resnet8",
+        data="digits",
+        out=out,
+        device="cpu",
+        console=Console(quiet=True),
+    )
+    killer.join()
+    assert killed, "no worker was found to kill"
+    schedule = read_schedule(out / "kept/found.yaml")
+    assert schedule.epochs == epochs and sum(schedule.durations) == epochs
+    about = result.report["stages"][0]["search"]
+    assert about["takeovers"] > 0 and len(about["curves"]) == 4
+    logs = {path.name.rpartition("_")[2]: path for path in out.glob("00-search/population/pbt_policy_*.txt")}
+    best = logs.get(f"{about['best_member']:05d}.txt")
+    if best is not None:
+        assert read_pba_log(best, epochs=epochs) == schedule
