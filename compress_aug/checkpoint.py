@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from compress_aug import channels, inheritance, pruning, quantization
 from compress_aug.errors import CompressAugError, RunFolderError
 from compress_aug.folders import written_whole
-from compress_aug.surgery import LogEntry, device_of, fold_masks, holder_of, masked_layers, replace_log, surgery_log
+from compress_aug.surgery import (
+    LogEntry,
+    device_of,
+    fold_masks,
+    holder_of,
+    masked_layers,
+    replace_log,
+    surgery_log,
+)
 
 Replay = Callable[[nn.Module, LogEntry], nn.Module]
 
