@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from compress_aug import channels, inheritance, pruning, quantization
+from compress_aug import channels, inheritance, models, pruning, quantization
 from compress_aug.errors import CompressAugError, RunFolderError
 from compress_aug.folders import written_whole
 from compress_aug.surgery import (
@@ -32,6 +32,7 @@ def _structure_unchanged(model: nn.Module, entry: LogEntry) -> nn.Module:
 
 
 REPLAY: dict[str, Replay] = {
+    "model": models.replay,
     "mask": pruning.replay,
     "make_permanent": lambda model, entry: fold_masks(model),
     "cut_channels": channels.replay,

@@ -1,16 +1,21 @@
 """What a recipe says under `model:` becomes a net, and the net is tried on one image."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from compress_aug.calls import call
 from compress_aug.errors import MissingPart, ModelError, nearest
+from compress_aug.models.alexnet import alexnet
 from compress_aug.models.mobilenet import mobilenet_v2
-from compress_aug.models.resnet import resnet8, resnet14, resnet20, resnet32, resnet56, resnet110
+from compress_aug.models.preresnet import preresnet, wrn
+from compress_aug.models.pyramidnet import pyramidnet
+from compress_aug.models.resnet import resnet8, resnet14, resnet18, resnet20, resnet32, resnet56, resnet110
 from compress_aug.models.shufflenet import shufflenet_v2
 from compress_aug.surgery import copy_model, device_of
 
@@ -25,6 +30,48 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet110": resnet110,
     "mobilenet_v2": mobilenet_v2,
     "shufflenet_v2": shufflenet_v2,
+    "alexnet": alexnet,
+    "resnet18": resnet18,
+}
+
+
+class Family(NamedTuple):
+    """Nets that have their sizes in their names.
+
+    form:    how a name is written; D is a depth, K says how wide
+    numbers: what D and K are, in this order: the first arguments of `build`
+    known:   the nets of the papers, for hints
+    others:  what else people call them, for hints too
+    """
+
+    form: str
+    build: Callable[..., nn.Module]
+    numbers: tuple[str, ...]
+    known: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+
+FAMILIES: dict[str, Family] = {
+    "wrn": Family(
+        "wrn_D_K",
+        wrn,
+        numbers=("depth", "widening"),
+        known=("wrn_16_2", "wrn_16_4", "wrn_28_10", "wrn_40_2"),
+        others=("wideresnet", "wide_resnet"),
+    ),
+    "preresnet": Family(
+        "preresnet_D",
+        preresnet,
+        numbers=("depth",),
+        known=("preresnet_56", "preresnet_32", "preresnet_44", "preresnet_164"),
+        others=("preactresnet", "preact_resnet"),
+    ),
+    "pyramidnet": Family(
+        "pyramidnet_D_K",
+        pyramidnet,
+        numbers=("depth", "alpha"),
+        known=("pyramidnet_200_240", "pyramidnet_110_48"),
+    ),
 }
 
 # Both return three outputs in training unless told not to, and warn unless the start weights are chosen.
@@ -38,7 +85,7 @@ def load_model(spec: ModelSpec, *, classes: int, image_shape: tuple[int, int, in
     """The net that a recipe names, with random weights; nothing is ever downloaded.
 
     spec: one of
-        one of `model_names()`, made for images of about 32x32
+        one of `model_names()`, made for images of about 32x32; D and K stand for numbers: "wrn_16_2"
         "torchvision:NAME" or "timm:NAME", in that library's own form
         "package.module:function", a function that returns a torch Module; where it has a parameter `classes`
             or `num_classes`, `in_channels` or `in_chans`, that is passed
@@ -64,14 +111,12 @@ def load_model(spec: ModelSpec, *, classes: int, image_shape: tuple[int, int, in
         return _from_timm(rest, {"num_classes": classes, "in_chans": image_shape[0], **arguments})
     if colon:
         return _from_call(name, arguments, classes, image_shape[0])
-    if name not in MODELS:
-        raise ModelError(
-            f'model: there is no model "{name}"; {nearest(name, model_names())} '
-            "(or torchvision:NAME, timm:NAME, package.module:function)"
-        )
-    _check_arguments(name, MODELS[name], arguments)
+    build = _ours(name)
+    known = _check_arguments(name, build, arguments)
     filled = {"classes": classes, "in_channels": image_shape[0], **arguments}
-    return _built(name, lambda: MODELS[name](**filled))
+    if "image_size" in known:
+        filled["image_size"] = image_shape[1:]
+    return _built(name, lambda: build(**filled))
 
 
 def check_fits(model: nn.Module, image_shape: tuple[int, int, int], classes: int) -> None:
@@ -109,12 +154,42 @@ def check_fits(model: nn.Module, image_shape: tuple[int, int, int], classes: int
 
 
 def model_names() -> list[str]:
-    """The nets that a recipe may call by name alone.
+    """The nets that a recipe may call by name alone; D and K stand for numbers, a depth and how wide.
 
-    >>> model_names()[:2]
-    ['resnet8', 'resnet14']
+    >>> model_names()[:2], model_names()[-1]
+    (['resnet8', 'resnet14'], 'pyramidnet_D_K')
     """
-    return list(MODELS)
+    return [*MODELS, *(family.form for family in FAMILIES.values())]
+
+
+def _ours(name: str) -> Callable[..., nn.Module]:
+    """The function that builds the net of this name, with the numbers of the name filled in."""
+    if name in MODELS:
+        return MODELS[name]
+    hint = ""
+    for word, family in FAMILIES.items():
+        if not name.lower().startswith((word, *family.others)):
+            continue
+        numbers = [int(number) for number in re.findall(r"[0-9]{1,9}", name)]
+        if len(numbers) != len(family.numbers):
+            hint = (
+                f"expected {family.form}, with its {' and '.join(family.numbers)}, such as {family.known[0]}"
+            )
+            continue
+        spelled = "_".join([word, *map(str, numbers)])
+        if name == spelled:
+            return partial(family.build, *numbers)
+        hint = f'did you mean "{spelled}"?'
+    raise ModelError(
+        f'model: there is no model "{name}"; {hint or _nearest_of_ours(name)} '
+        "(or torchvision:NAME, timm:NAME, package.module:function)"
+    )
+
+
+def _nearest_of_ours(name: str) -> str:
+    known = [example for family in FAMILIES.values() for example in family.known]
+    hint = nearest(name, [*MODELS, *known])
+    return hint if hint.startswith("did you mean") else nearest(name, model_names())
 
 
 def _parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -132,13 +207,22 @@ def _parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, {key: value for key, value in spec.items() if key != kinds[0]}
 
 
-def _check_arguments(name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
-    known = list(inspect.signature(build).parameters)
+def _check_arguments(
+    name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any]
+) -> Mapping[str, inspect.Parameter]:
+    """Raise ModelError for what the function does not take; returns all that it does."""
+    parameters = inspect.signature(build).parameters
+    # The size of the images is that of the data.
+    known = [key for key in parameters if key != "image_size"]
     for key, value in arguments.items():
         if key not in known:
             raise ModelError(f'model: {name} has no argument "{key}"; {nearest(key, known)}')
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if parameters[key].annotation == bool | None:
+            if not isinstance(value, bool):
+                raise ModelError(f"model: {key} of {name} is {value!r}: expected true or false.")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ModelError(f"model: {key} of {name} is {value!r}: expected a number above 0.")
+    return parameters
 
 
 def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:

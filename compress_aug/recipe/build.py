@@ -12,12 +12,12 @@ from compress_aug.calls import import_call
 from compress_aug.errors import UserError, nearest
 from compress_aug.reading import Document, Key, sentences
 from compress_aug.schedule import Ramp, over_rounds
-from compress_aug.stages import STAGES, Stage
+from compress_aug.stages import STAGES, Search, Stage
 from compress_aug.stages.base import Part
 from compress_aug.targets import target_names
 
 VERSION = 1
-TOP_KEYS = ("version", "name", "model", "data", "seed", "target", "defaults", "stages")
+TOP_KEYS = ("version", "name", "model", "data", "seed", "target", "variables", "defaults", "stages")
 _COLUMN = re.compile(r"\$(\w+)")
 
 
@@ -25,6 +25,7 @@ class Build:
     """Turns a document into stages. `problems` holds a sentence for each thing that is wrong with it.
 
     stages: the unrolled list;  places: file, line and key of each
+    notes:  what was left out, and why
     """
 
     def __init__(self, document: Document) -> None:
@@ -32,6 +33,7 @@ class Build:
         self.problems: list[str] = []
         self.stages: list[Stage] = []
         self.places: list[str] = []
+        self.notes: list[str] = []
         self._defaults: dict[str, dict[str, Any]] = {}
 
     def _problem(self, key: Key, sentence: str) -> None:
@@ -54,7 +56,8 @@ class Build:
                 ("stages",) if "stages" in data else (), "stages: expected a list of at least one stage"
             )
         else:
-            self._read_stages(stages, ("stages",), {}, "")
+            self._read_stages(stages, ("stages",), self._variables(data, stages), "")
+            self._leave_out_unused()
         return {
             "model": self._typed(data, "model", (str, dict), None, "a name or {call: ...}"),
             "data": self._typed(data, "data", (str, dict), None, "a name, {folder: ...} or {call: ...}"),
@@ -62,6 +65,32 @@ class Build:
             "target": self._target(data),
             "name": self._typed(data, "name", (str,), name, "a word"),
         }
+
+    def _variables(self, data: dict[Any, Any], stages: list[Any]) -> dict[str, Any]:
+        """What $names stand for in all stages."""
+        given = data.get("variables", {})
+        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+            self._problem(("variables",), "expected names and values, such as {student_schedule: student}")
+            return {}
+        used = {name for item in stages for name in _columns_in(item)}
+        for name in given:
+            if name not in used:
+                self._problem(("variables", name), f"no stage uses ${name}: write it where the value belongs")
+        return dict(given)
+
+    def _leave_out_unused(self) -> None:
+        """Searches that are wanted only if something uses what they keep."""
+        rows = list(zip(self.stages, self.places, strict=True))
+        for number, (stage, _) in reversed(list(enumerate(rows))):
+            if (
+                isinstance(stage, Search)
+                and stage.only_if_used
+                and not stage.is_used(self.stages[number + 1 :])
+            ):
+                self.notes.append(
+                    f"{stage.title()} is left out: no later stage uses {stage.keep} (only_if_used)"
+                )
+                del self.stages[number], self.places[number]
 
     def _check_version(self, data: dict[Any, Any]) -> None:
         if "version" not in data:
@@ -187,7 +216,9 @@ class Build:
         filled, missing = _fill(given, columns)
         for name in missing:
             words = list(columns)
-            hint = nearest(name, words) if words else "columns come from the rounds of a repeat"
+            hint = (
+                nearest(name, words) if words else "it comes from variables, or from the rounds of a repeat"
+            )
             self._problem(key, f"{round_text}${name} has no value: {hint}")
         if missing:
             return

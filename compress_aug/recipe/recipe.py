@@ -34,6 +34,7 @@ class Recipe:
                  if they are given when it runs
     target: a shipped device or the path of a YAML file that describes one
     places: for messages: where each stage stands, "my.yaml, line 12, stages.3"
+    notes:  what was left out when it was read, and why; the first of its warnings
 
     >>> Recipe([Train(epochs=1), Prune(sparsity=0.4)], model="resnet8", data="digits").plan()[1]["sparsity"]
     '40 %'
@@ -46,6 +47,7 @@ class Recipe:
     target: str = "host_cpu"
     name: str = "recipe"
     places: Sequence[str] = field(default=(), compare=False)
+    notes: Sequence[str] = field(default=(), compare=False)
 
     def foresee(self, start: Outlook = Outlook()) -> list[Outlook]:
         """What will be known after each stage. Raises RecipeError with every stage that cannot follow."""
@@ -94,7 +96,7 @@ class Recipe:
     def warnings(self) -> list[str]:
         """What others learned too late: one sentence for each thing that is legal but rarely wanted."""
         words = [stage.word for stage in self.stages]
-        found = []
+        found = list(self.notes)
         if "prune" in words and "prune_channels" not in words and "quantize" not in words:
             found.append(
                 "zeros from `prune` make a file that packs smaller, not one that runs faster on ONNX Runtime; "
@@ -171,7 +173,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = (), start: Outloo
     top = build.read(Path(str(source)).stem)
     if build.problems:
         raise RecipeError(list(dict.fromkeys(build.problems)))
-    recipe = Recipe(tuple(build.stages), places=tuple(build.places), **top)
+    recipe = Recipe(tuple(build.stages), places=tuple(build.places), notes=tuple(build.notes), **top)
     recipe = recipe.with_files(lambda name: _beside(path, name))
     recipe.foresee(start)
     return recipe

@@ -14,7 +14,7 @@ def recipe_schema() -> dict[str, Any]:
     """The schema of a whole recipe file (draft 2020-12), made from the stage classes.
 
     >>> sorted(recipe_schema()["properties"])
-    ['data', 'defaults', 'model', 'name', 'seed', 'stages', 'target', 'version']
+    ['data', 'defaults', 'model', 'name', 'seed', 'stages', 'target', 'variables', 'version']
     """
     kinds = list(STAGES.values())
     _, shared = models_json_schema(
@@ -43,6 +43,10 @@ def recipe_schema() -> dict[str, Any]:
             "data": {"type": ["string", "object"], "description": "a name, {folder: path}, or {call: ...}"},
             "seed": {"type": "integer", "default": 0},
             "target": {"type": "string", "default": "host_cpu"},
+            "variables": {
+                "type": "object",
+                "description": "values that $NAME stands for in the stages; --set variables.NAME=VALUE changes one",
+            },
             "defaults": {"type": "object", "properties": {word: {"type": "object"} for word in STAGES}},
             "stages": {"$ref": "#/$defs/stages"},
         },
@@ -53,7 +57,7 @@ def recipe_schema() -> dict[str, Any]:
 def _one(word: str) -> dict[str, Any]:
     kind = STAGES[word]
     forms: list[dict[str, Any]] = [{"$ref": f"#/$defs/{kind.__name__}"}, {"type": "null"}]
-    if word == "keep":
+    if word in ("keep", "model"):
         forms.append({"type": "string"})
     return {
         "type": "object",

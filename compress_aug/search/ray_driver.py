@@ -73,21 +73,33 @@ def _member_class(tune: Any) -> Any:
     return Member
 
 
-def _teller(tune: Any, told: Callable[[Progress], None], population: int, epochs: int) -> Any:
-    done = dict.fromkeys(range(population), 0)
-    scores: dict[int, float | None] = dict.fromkeys(range(population))
+# Who hears of which search, by the folder of its files. Ray keeps its callbacks in a file, to go on from there: what
+# tells users (a terminal, say) has no place in one.
+_listeners: dict[str, Callable[[Progress], None]] = {}
 
+
+def _teller(tune: Any, place: str, population: int, epochs: int) -> Any:
     class Teller(tune.Callback):  # type: ignore[misc]
         """Hands on what Ray hears of its members."""
+
+        def __init__(self) -> None:
+            self._done = dict.fromkeys(range(population), 0)
+            self._scores: dict[int, float | None] = dict.fromkeys(range(population))
 
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
             number = number_of(trial.trial_id)
-            done[number] = min(result["training_iteration"], epochs)
-            scores[number] = None if result["val_acc"] == _BROKEN else result["val_acc"]
-            counts = done.values()
-            told(Progress(sum(counts), population * epochs, min(counts), tuple(scores.values())))
+            self._done[number] = min(result["training_iteration"], epochs)
+            self._scores[number] = None if result["val_acc"] == _BROKEN else result["val_acc"]
+            counts = self._done.values()
+            from compress_aug.search.ray_driver import _listeners
+
+            if place in _listeners:
+                progress = Progress(
+                    sum(counts), population * epochs, min(counts), tuple(self._scores.values())
+                )
+                _listeners[place](progress)
 
     return Teller()
 
@@ -181,6 +193,7 @@ def _fit(
         {"cpu": resources[0], "gpu": resources[1]},
     )
     place = str(folder.resolve() / _NAME)
+    _listeners[place] = told
     if tune.Tuner.can_restore(place):
         return tune.Tuner.restore(place, trainable, resume_errored=True, resume_unfinished=True).fit()
     scheduler = tune.schedulers.PopulationBasedTraining(
@@ -200,7 +213,7 @@ def _fit(
             name=_NAME,
             storage_path=str(folder.resolve()),
             stop={"training_iteration": epochs},
-            callbacks=[_teller(tune, told, population, epochs)],
+            callbacks=[_teller(tune, place, population, epochs)],
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=every, num_to_keep=4),
             verbose=0,

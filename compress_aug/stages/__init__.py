@@ -6,6 +6,7 @@ from compress_aug.stages.base import Outlook, Setup, Stage, State
 from compress_aug.stages.distillation import Distill
 from compress_aug.stages.export import Export
 from compress_aug.stages.keep import Keep
+from compress_aug.stages.model import Model
 from compress_aug.stages.prune import Gradual, Prune
 from compress_aug.stages.prune_channels import PruneChannels
 from compress_aug.stages.quantize import Quantize
@@ -21,6 +22,7 @@ STAGES: dict[str, type[Stage]] = {
     "attach": Attach,
     "drop": Drop,
     "keep": Keep,
+    "model": Model,
     "search": Search,
     "quantize": Quantize,
     "export": Export,
@@ -36,6 +38,7 @@ __all__ = [
     "Filter",
     "Gradual",
     "Keep",
+    "Model",
     "Outlook",
     "Prune",
     "PruneChannels",

@@ -1,4 +1,4 @@
-"""augment: within a `train`, how strongly and how its images are changed; a learned policy; the teacher's filter."""
+"""augment: within a `train`, how its images are changed: a magnitude or `auto`, a learned policy, the teacher's filter."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from compress_aug.schedule import AnySchedule, Facts, Halving, NamedSchedule, Po
 from compress_aug.stages.base import KEPT_NAME, Outlook, Part, Setup, State
 
 if TYPE_CHECKING:
-    from compress_aug.augment import Augmentation, TeacherFilter
+    from compress_aug.augment import Augmentation, AutoMagnitude, RandAugment, TeacherFilter
 
 RESERVED = ("auto", "none")
 
@@ -52,17 +52,49 @@ class Filter(Part):
         return self
 
 
+class Auto(Part):
+    """Let M follow what a larger net's loss says of how hard augmented images are."""
+
+    reference: str = Field(
+        description="the name under which an earlier stage kept the larger model: a teacher, or the net before pruning"
+    )
+    gap: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        description="share of its knowledge that the student may lose more than the reference",
+    )
+    start: int | Literal["none"] = Field(4, description="M at the beginning, 1..most, or none")
+    most: int = Field(schedule.MAX_MAGNITUDE, ge=1, le=schedule.MAX_MAGNITUDE, description="the largest M")
+    known: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of its knowledge that the reference must keep; 0 for no such bound",
+    )
+    cost: float = Field(0.1, gt=0, le=1, description="of looking, as a share of a training step")
+
+    @model_validator(mode="after")
+    def _starts_within(self) -> "Auto":
+        if self.start != "none" and not 1 <= self.start <= self.most:
+            raise ValueError(f"expected start in 1..{self.most} (most), or none, found {self.start}")
+        return self
+
+
 class Augment(Part):
     """How strongly, and how, training images are changed."""
 
     magnitude: NamedSchedule = Field(
         "none",
-        description="M of RandAugment, 0..30: a number, a schedule, the name or file of a kept one, or none",
+        description="M of RandAugment, 0..30: a number, a schedule, the name or file of a kept one, auto, or none",
     )
+    auto: Auto | None = Field(None, description="of magnitude: auto: by which model, and how far")
     random_magnitude: bool = Field(
         False, description="draw each image's M uniformly in 0..magnitude; on by default with a filter"
     )
-    policy: str | None = Field(None, description="name or file of a learned policy, instead of a magnitude")
+    policy: str | None = Field(
+        None, description="name or file of a learned policy, instead of a magnitude; or none"
+    )
     replay: Replay = Field("proportional", description="how a policy fits another number of epochs")
     operations: int = Field(2, ge=1, le=8, description="RandAugment operations per image")
     crop_padding: int | None = Field(None, ge=0, description="pixels; the data set names its default")
@@ -80,6 +112,10 @@ class Augment(Part):
     def _defaults_of_methods(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if given.get("policy") == "none":
+            given = {key: value for key, value in given.items() if key != "policy"}
+        if given.get("auto") is not None:
+            given = {"magnitude": "auto", **given}
         if given.get("policy") is not None:
             return {"fill": "mean", **given}
         if given.get("filter") is None:
@@ -111,6 +147,24 @@ class Augment(Part):
         return given
 
     @model_validator(mode="after")
+    def _auto_alone(self) -> "Augment":
+        if self.magnitude == "auto" and self.auto is None:
+            raise ValueError(
+                "magnitude: auto needs the larger model by which M is found: add auto: {reference: NAME}, with "
+                "`- keep: NAME` before it"
+            )
+        if self.auto is None:
+            return self
+        if self.magnitude != "auto":
+            raise ValueError("auto belongs to magnitude: auto: leave out one of auto and magnitude")
+        if self.policy is not None or self.filter is not None or self.random_magnitude:
+            raise ValueError(
+                "magnitude: auto is one M for all images: leave out policy, filter and random_magnitude, or auto (where "
+                "defaults set one of them, write policy: null, filter: null or random_magnitude: false)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_policy(self) -> "Augment":
         if self.policy is None:
             if self.replay != "proportional":
@@ -128,8 +182,8 @@ class Augment(Part):
         """Raise RecipeError for names that nothing was kept under, and files that hold something else."""
         if isinstance(self.magnitude, str) and self.magnitude not in RESERVED:
             _check_schedule(outlook, self.magnitude, "schedule", "magnitude")
-        if self.magnitude == "auto":
-            raise RecipeError('magnitude: "auto" needs a search stage before it, which kept no schedule')
+        if self.auto is not None:
+            check_kept(outlook, self.auto.reference, "model", "auto.reference")
         if self.policy is not None:
             _check_schedule(outlook, self.policy, "policy", "policy")
         if self.filter is not None:
@@ -143,6 +197,8 @@ class Augment(Part):
 
     def describe(self) -> str:
         """The strength in a few characters, for a table."""
+        if self.auto is not None:
+            return f"auto by {self.auto.reference}"
         magnitude = self.magnitude if not isinstance(self.magnitude, str) else Path(self.magnitude).name
         text = f"policy {self.policy_name}" if self.policy else describe(magnitude)
         if self.random_magnitude:
@@ -155,10 +211,13 @@ class Augment(Part):
         return self.policy and Path(self.policy).name
 
     def strength(self, state: State, facts: Facts) -> Callable[[float], int | None]:
-        """The magnitude of RandAugment as a function of the stage's progress; None where there is none."""
+        """The magnitude of RandAugment as a function of the stage's progress; None where there is none.
+
+        With `auto` it is what is built that tells its magnitude.
+        """
         magnitude: AnySchedule | None = None
         if isinstance(self.magnitude, str):
-            if self.magnitude != "none":
+            if self.magnitude not in RESERVED:
                 found = _found(self.magnitude, state)
                 if not isinstance(found, int | float | Ramp | Halving | Points):
                     raise _wrong_kind("magnitude", self.magnitude, found, "a number, Ramp, Halving or Points")
@@ -169,7 +228,7 @@ class Augment(Part):
 
     def build(
         self, state: State, setup: Setup, *, epochs: int, learned: PolicySchedule | None = None
-    ) -> "Augmentation | TeacherFilter":
+    ) -> "Augmentation | AutoMagnitude | TeacherFilter":
         """What changes the images of a training. Raises RecipeError for what fits neither data nor what was kept.
 
         learned: in place of `policy`
@@ -198,6 +257,8 @@ class Augment(Part):
             augment = RandAugment(
                 operations=self.operations, random_magnitude=self.random_magnitude, **settings
             )
+            if self.auto is not None:
+                return self._auto(self.auto, augment, state)
         if self.filter is None:
             return augment
         given = self.filter
@@ -216,6 +277,24 @@ class Augment(Part):
             beta=given.beta,
             temperature=given.temperature,
             kl_form=given.kl_form,
+        )
+
+    @staticmethod
+    def _auto(given: Auto, augment: "RandAugment", state: State) -> "AutoMagnitude":
+        from torch import nn
+
+        from compress_aug.augment import AutoMagnitude
+
+        reference = state.kept[given.reference]
+        assert isinstance(reference, nn.Module)
+        return AutoMagnitude(
+            augment,
+            reference,
+            gap=given.gap,
+            start=None if given.start == "none" else given.start,
+            most=given.most,
+            known=given.known,
+            cost=given.cost,
         )
 
     def _fill_of(self, mean: tuple[float, ...], is_learned: bool) -> int | tuple[int, ...]:

@@ -1,5 +1,6 @@
 """search: finds how strong augmentation should be, at each sparsity or epoch by epoch, and keeps what it found."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,9 @@ class Search(Stage):
 
     kind: Literal["population", "magnitude"] = Field(description="of what is searched")
     keep: str = Field(pattern=f"^{KEPT_NAME}$", description="the name under which the schedule is kept")
+    only_if_used: bool = Field(
+        False, description="leave the search out of a recipe in which no later stage names what it keeps"
+    )
     train: Train = Field(description="how each candidate is trained: the keys of a train stage")
     train_images: int | None = Field(
         None, ge=1, description="to train on; 4000 for population, all for magnitude"
@@ -173,6 +177,12 @@ class Search(Stage):
                 "sparsity: the levels of DoReFa have no zero, so nothing can be pruned any more"
             )
         return replace(outlook, kept={**outlook.kept, self.keep: _KEPT_AS[self.kind]})
+
+    def is_used(self, following: Sequence[Stage]) -> bool:
+        """Whether a later stage names what this one keeps."""
+        inner = [stage.train if isinstance(stage, Search) else stage for stage in following]
+        augments = [stage.augment for stage in inner if isinstance(stage, Train)]
+        return any(self.keep in (augment.magnitude, augment.policy) for augment in augments)
 
     def title(self) -> str:
         if self.kind == "population":
