@@ -1,7 +1,7 @@
 """images/s of a quantization-aware training step: ours against a stock Brevitas model of the same bits, on a CPU.
 
     python benchmarks/qat.py [--quick] [--json FILE] [--cases WORD] [--bits 2..8]
-    python benchmarks/qat.py --accuracy --data path/to/cifar10 [--quick | --images N --epochs N]
+    python benchmarks/qat.py --accuracy --data path/to/cifar10 [--quick | --images N --epochs N --seeds N]
 
 A step is forward, backward and SGD on one batch of 128 random 32x32 images that are normalised already, in
 channels_last. All sides take turns in one process, and the median of the turns counts. They are:
@@ -222,11 +222,14 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=10_000, help="for --accuracy: how many to train on")
     parser.add_argument("--epochs", type=int, default=3, help="for --accuracy: with quantizers")
+    parser.add_argument("--seeds", type=int, default=3, help="for --accuracy: how many float starts")
     given = parser.parse_args()
     if given.accuracy != bool(given.data):
         sys.exit("--accuracy and --data belong together: give both, or neither for the speed.")
     if given.accuracy:
-        qat_accuracy.compare(given.data, given.images, given.epochs, given.quick, given.json, stock_model)
+        qat_accuracy.compare(
+            given.data, given.images, given.epochs, given.seeds, given.quick, given.json, stock_model
+        )
         return
     cases = [case for case in CASES if given.cases in case]
     if not cases:

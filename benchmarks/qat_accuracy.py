@@ -1,6 +1,7 @@
 """Accuracy after quantization-aware training: ours against stock Brevitas and ONNX Runtime's static quantization.
 
-Run by `python benchmarks/qat.py --accuracy --data path/to/cifar10 [--quick | --images N --epochs N] [--json FILE]`.
+Run by `python benchmarks/qat.py --accuracy --data path/to/cifar10 [--quick | --images N --epochs N --seeds N]
+[--json FILE]`; with a file, a comparison that was stopped goes on behind the last seed that it finished.
 
 For each seed a ResNet20 is trained once in float, and every side goes on from these weights on the same images, with
 the same epochs, learning rate, order and augmentation (crop and flip), in the same training loop:
@@ -143,48 +144,71 @@ def row(bits: int, side: str, against: str, pairs: list[tuple[float, float]], be
     }
 
 
-def compare(folder: Path, images: int, later: int, quick: bool, json_file: Path | None, stock_model) -> None:
-    """Train, quantize, train for some later epochs, print the table.
+def one_seed(seed: int, data: Data, epochs: tuple[int, int], stock_model, console: Console) -> dict:
+    """Of all sides, from one float start: {"float": ..., "ORT static": ..., "8 ours": [before, after], ...}."""
+    torch.manual_seed(seed)
+    model = load_model("resnet20", classes=len(data.classes), image_shape=data.image_shape)
+    dense = trained(model, data, epochs[0], 0.1, seed)
+    with tempfile.TemporaryDirectory() as place:
+        found: dict = {"float": accuracy(dense, data), "ORT static": static(dense, data, Path(place))}
+    console.print(
+        f"seed {seed}: float {found['float']:.2%}, ORT static {found['ORT static']:.2%}", highlight=False
+    )
+    for bits in BITS:
+        sides = {
+            "ours": ours(dense, bits, bits, data, epochs[1], seed),
+            "stock Brevitas": theirs(dense, bits, data, epochs[1], seed, stock_model),
+        }
+        if bits != 8:
+            sides["ours, 8-bit ends"] = ours(dense, bits, 8, data, epochs[1], seed)
+        found |= {f"{bits} {name}": list(pair) for name, pair in sides.items()}
+        said = ", ".join(f"{name} {pair[0]:.2%} -> {pair[1]:.2%}" for name, pair in sides.items())
+        console.print(f"seed {seed}, {bits} bits, calibrated -> trained: {said}", highlight=False)
+    return found
 
-    stock_model: (float model, bits, calibration) -> Brevitas' model
-    """
-    images, epochs, seeds = (400, (1, 1), range(1)) if quick else (images, (8, later), range(3))
-    data = load_data({"folder": str(folder), "train": images, "test": 500 if quick else min(images, 10_000)})
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    found: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    floats, statics = [], []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        model = load_model("resnet20", classes=len(data.classes), image_shape=data.image_shape)
-        dense = trained(model, data, epochs[0], 0.1, seed)
-        floats.append(accuracy(dense, data))
-        with tempfile.TemporaryDirectory() as place:
-            statics.append(static(dense, data, Path(place)))
-        console.print(f"seed {seed}: float {floats[-1]:.2%}, ORT static {statics[-1]:.2%}", highlight=False)
-        for bits in BITS:
-            sides = {
-                "ours": ours(dense, bits, bits, data, epochs[1], seed),
-                "stock Brevitas": theirs(dense, bits, data, epochs[1], seed, stock_model),
-            }
-            if bits != 8:
-                sides["ours, 8-bit ends"] = ours(dense, bits, 8, data, epochs[1], seed)
-            for name, pair in sides.items():
-                found.setdefault((bits, name), []).append(pair)
-            said = ", ".join(f"{name} {pair[0]:.2%} -> {pair[1]:.2%}" for name, pair in sides.items())
-            console.print(f"seed {seed}, {bits} bits, calibrated -> trained: {said}", highlight=False)
+
+def rows_of(found: list[dict]) -> list[dict]:
+    """The rows of the table, from what each seed gave."""
+
+    def after(name: str) -> list[float]:
+        return [one[name][1] for one in found]
+
+    def before(name: str) -> list[float]:
+        return [one[name][0] for one in found]
+
     rows = []
     for bits in BITS:
-        stock = [trained_ for _, trained_ in found[bits, "stock Brevitas"]]
         for name in ("ours", "ours, 8-bit ends") if bits != 8 else ("ours",):
-            mine = [trained_ for _, trained_ in found[bits, name]]
-            before = statistics.mean(calibrated for calibrated, _ in found[bits, name])
-            rows.append(row(bits, name, "stock Brevitas", list(zip(mine, stock, strict=True)), before))
-    mine = [trained_ for _, trained_ in found[8, "ours"]]
-    plain = [calibrated for calibrated, _ in found[8, "ours"]]
-    rows.append(row(8, "ours", "ORT static", list(zip(mine, statics, strict=True)), None))
-    rows.append(row(8, "ours, calibrated only", "ORT static", list(zip(plain, statics, strict=True)), None))
+            mine, stock = after(f"{bits} {name}"), after(f"{bits} stock Brevitas")
+            calibrated = statistics.mean(before(f"{bits} {name}"))
+            rows.append(row(bits, name, "stock Brevitas", list(zip(mine, stock, strict=True)), calibrated))
+    statics = [one["ORT static"] for one in found]
+    for name, values in (("ours", after("8 ours")), ("ours, calibrated only", before("8 ours"))):
+        rows.append(row(8, name, "ORT static", list(zip(values, statics, strict=True)), None))
+    return rows
+
+
+def compare(
+    folder: Path, images: int, later: int, seeds: int, quick: bool, json_file: Path | None, stock_model
+) -> None:
+    """Train, quantize, train for some later epochs, print the table.
+
+    json_file:   written after each seed; the seeds that it holds already, of the same numbers, are not run again
+    stock_model: (float model, bits, calibration) -> Brevitas' model
+    """
+    images, epochs, seeds = (400, (1, 1), 1) if quick else (images, (8, later), seeds)
+    data = load_data({"folder": str(folder), "train": images, "test": 500 if quick else min(images, 10_000)})
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    setting = {"images": images, "epochs": list(epochs), "test": len(data.test)}
+    found = _earlier(json_file, setting)
+    for seed in range(seeds):
+        if str(seed) not in found:
+            found[str(seed)] = one_seed(seed, data, epochs, stock_model, console)
+            _write(json_file, setting, found)
+    rows = rows_of(list(found.values()))
+    floats = [one["float"] for one in found.values()]
     table = Table(
-        title=f"{images:,} training images, {epochs[0]} float + {epochs[1]} epochs, {len(seeds)} seeds; "
+        title=f"{images:,} training images, {epochs[0]} float + {epochs[1]} epochs, {len(found)} seeds; "
         f"float {statistics.mean(floats):.2%}"
     )
     for column in ("case", "ours", "against"):
@@ -195,18 +219,27 @@ def compare(folder: Path, images: int, later: int, quick: bool, json_file: Path 
         spread = "" if one["spread"] is None else f"{100 * one['spread']:.2f}"
         before = "" if one["calibrated_only"] is None else f"{100 * one['calibrated_only']:.2f}"
         values = [f"{100 * one[key]:.2f}" for key in ("ours_value", "against_value")]
-        table.add_row(
-            one["case"],
-            one["ours"],
-            one["against"],
-            *values,
-            f"{100 * one['difference']:+.2f}",
-            spread,
-            before,
-        )
+        difference = f"{100 * one['difference']:+.2f}"
+        table.add_row(one["case"], one["ours"], one["against"], *values, difference, spread, before)
     console.print(table)
-    if json_file:
-        machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "device": "cpu"}
-        versions = {name: version(name) for name in ("torch", "brevitas", "onnxruntime")}
-        report = {"benchmark": "qat_accuracy", "machine": machine, "versions": versions, "rows": rows}
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _earlier(json_file: Path | None, setting: dict) -> dict[str, dict]:
+    if json_file is None or not json_file.is_file():
+        return {}
+    before = json.loads(json_file.read_text())
+    return dict(before.get("seeds", {})) if before.get("setting") == setting else {}
+
+
+def _write(json_file: Path | None, setting: dict, found: dict[str, dict]) -> None:
+    if json_file is None:
+        return
+    report = {
+        "benchmark": "qat_accuracy",
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "device": "cpu"},
+        "versions": {name: version(name) for name in ("torch", "brevitas", "onnxruntime")},
+        "rows": rows_of(list(found.values())),
+        "setting": setting,
+        "seeds": found,
+    }
+    json_file.write_text(json.dumps(report, indent=1) + "\n")

@@ -35,7 +35,7 @@ from torchvision.models.resnet import Bottleneck
 
 from compress_aug import deploy, quantization
 from compress_aug.deploy.runtime import Session
-from compress_aug.errors import ParityError
+from compress_aug.errors import ParityError, QuantizeError
 from compress_aug.measure import effective_weight
 from compress_aug.pruning import mask_smallest
 from compress_aug.quantization import layers
@@ -382,7 +382,10 @@ def test_layers_that_stay_float_are_named() -> None:
     assert notes == ['conv2d in module "part" stays float: its weight is computed and no plain parameter']
     batch = images()
     made, notes = quantized(Around(Borrowing()).eval(), batch)
-    said = "it does not run as a layer; what holds it may read its weight directly, or call it by keyword"
+    said = (
+        "it does not run as a layer on the example: it lies in a branch that this input does not take, or what holds "
+        "it reads its weight itself or calls it by keyword"
+    )
     assert notes[1:] == [f'layer "part.conv" stays float: {said}']
     assert quantization.weight_bits(made)["part.conv"] == 32
 
@@ -667,6 +670,63 @@ def test_silu_becomes_a_product_and_keeps_its_name(kind: type[nn.Module], tmp_pa
     Session(tmp_path / "model.onnx", optimized=tmp_path / "optimized.onnx")
     kinds = {node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node}
     assert ({"QLinearSigmoid", "QLinearMul"} <= kinds) == issubclass(kind, nn.SiLU)
+
+
+class Gated(nn.Module):
+    """Gates of every kind, and a sigmoid that a layer reads, which is an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.swish = nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()
+        self.reduce, self.scale = nn.Conv2d(8, 8, 1), nn.Hardsigmoid()
+        self.mid, self.act, self.last = nn.Conv2d(8, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.swish(self.stem(x))
+        x = x * self.scale(self.reduce(x.mean((2, 3), keepdim=True)))
+        x = self.last(self.act(self.mid(x)))
+        return self.fc((x * torch.sigmoid(x.flatten(2)).unflatten(2, (16, 16))).mean((2, 3)))
+
+
+def gate_bits(**options: Any) -> dict[str, int]:
+    made = quantization.quantize(Gated().eval(), images(1), calibration=[images()], **options)
+    found = {
+        name.rpartition(".")[2]: module for name, module in made.named_modules() if "_quantizers." in name
+    }
+    # The sigmoid of SiLU was put in later than the call that the model makes itself.
+    names = {"swish": "sigmoid_1", "scale": "scale", "act": "act", "call": "sigmoid"}
+    return {name: int(found[node].act_quant.bit_width()) for name, node in names.items()}
+
+
+def test_gates_keep_8_bits_where_activations_have_fewer() -> None:
+    assert gate_bits(weights=4, activations=4) == {"swish": 8, "scale": 8, "act": 4, "call": 8}
+    fewer = gate_bits(weights=4, activations=4, least_gate_bits=2)
+    assert set(fewer.values()) == {4}
+
+
+def test_overrides_name_gates_where_they_name_no_layer() -> None:
+    bits = partial(gate_bits, weights=4, activations=4)
+    assert bits(overrides={"SiLU": {"activations": 4}})["swish"] == 4
+    assert bits(overrides={"swish": {"activations": 3}}) == {"swish": 3, "scale": 8, "act": 4, "call": 8}
+    named = bits(overrides={"Hardsigmoid": {"activations": 5}, "sigmoid": {"activations": 6}})
+    assert named == {"swish": 8, "scale": 5, "act": 4, "call": 6}
+    # A pattern that picks layers says nothing of gates.
+    assert bits(overrides={"*": {"activations": 4}})["scale"] == 8
+    with pytest.raises(QuantizeError, match='"SiLU" names a gate, which has no weights'):
+        bits(overrides={"SiLU": {"weights": 4}})
+    with pytest.raises(QuantizeError, match=r'"Silu" matches no .*known are: .*SiLU'):
+        bits(overrides={"Silu": {"activations": 4}})
+
+
+def test_gates_of_a_log_without_their_bits_have_those_of_activations() -> None:
+    made = quantization.quantize(Gated().eval(), images(1), weights=4, activations=4, calibration=[images()])
+    entry = dict(surgery_log(made)[0])
+    again = quantization.replay(Gated().eval(), entry)
+    assert int(again.get_submodule("activation_quantizers.scale").act_quant.bit_width()) == 8
+    del entry["least_gate_bits"]
+    again = quantization.replay(Gated().eval(), entry)
+    assert int(again.get_submodule("activation_quantizers.scale").act_quant.bit_width()) == 4
 
 
 def test_norm_that_does_more_stays_float_and_it_is_said() -> None:

@@ -48,12 +48,12 @@ def _kill_one_after(checkpoint: Path, killed: list[int]) -> None:
 
 
 def test_a_search_on_ray_survives_the_death_of_a_worker(tmp_path: Path) -> None:
-    out, killed, epochs = tmp_path / "run", [], 24
+    out, killed, epochs = tmp_path / "run", [], 10
     stage = Search(
         kind="population",
         keep="found",
         driver="ray",
-        population=4,
+        population=2,
         every=2,
         quantile=0.5,
         train_images=400,
@@ -75,8 +75,8 @@ def test_a_search_on_ray_survives_the_death_of_a_worker(tmp_path: Path) -> None:
     schedule = read_schedule(out / "kept/found.yaml")
     assert schedule.epochs == epochs and sum(schedule.durations) == epochs
     about = result.report["stages"][0]["search"]
-    assert about["takeovers"] > 0 and len(about["curves"]) == 4
+    assert about["takeovers"] > 0 and len(about["curves"]) == 2
     logs = {path.name.rpartition("_")[2]: path for path in out.glob("00-search/population/pbt_policy_*.txt")}
     best = logs.get(f"{about['best_member']:05d}.txt")
-    if best is not None:
+    if best is not None:  # the winner may never have taken over
         assert read_pba_log(best, epochs=epochs) == schedule

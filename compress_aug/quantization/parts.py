@@ -22,7 +22,10 @@ from compress_aug.quantization.scale_groups import Flow
 from compress_aug.quantization.split_norms import split_norms
 from compress_aug.surgery import copy_model, without_fast_attention
 
-_NO_LAYER = "it does not run as a layer; what holds it may read its weight directly, or call it by keyword"
+_NO_LAYER = (
+    "it does not run as a layer on the example: it lies in a branch that this input does not take, or what holds it "
+    "reads its weight itself or calls it by keyword"
+)
 
 # How far a graph's values may lie from the model's, as a share of the largest one: they differ by rounding only.
 _TOLERANCE = 1e-3
