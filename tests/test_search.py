@@ -220,7 +220,7 @@ def test_the_logs_tell_the_schedule_that_was_found(tmp_path) -> None:
     for line in lines:
         target, source, target_epoch, source_epoch, before, after = json.loads(line)
         assert target != source and target_epoch == source_epoch and len(before) == len(after) == 60
-    assert not list(tmp_path.glob("member-*.pt"))
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_scripted_scores_give_the_known_line_of_ancestors(monkeypatch) -> None:
@@ -305,6 +305,39 @@ def test_an_objective_with_a_state_of_its_own_follows_its_member() -> None:
     slot = slot_for(data, 4)
     search_population(training_for(slot, 4, data, objective=objective), slot, population=3, every=2)
     assert objective.steps == 4 * 2
+
+
+def test_what_an_objective_begins_with_is_done_once_and_resumed(tmp_path) -> None:
+    """Attention heads, say, are trained on the teacher before the first step: once, and not by each member."""
+
+    class Prepared(CrossEntropy):
+        begun = 0
+        ready = torch.zeros(())
+
+        def begin(self, training, each_step):
+            type(self).begun += not self.ready
+            self.ready = torch.ones(())
+            return True
+
+        def state_dict(self):
+            return {"ready": self.ready}
+
+        def load_state_dict(self, state):
+            self.ready = state["ready"]
+
+    def find(told=lambda progress: None):
+        data = tiny_data(train=32, validation=16)
+        slot = slot_for(data, 4)
+        training = training_for(slot, 4, data, objective=Prepared())
+        return search_population(training, slot, population=3, every=2, folder=tmp_path, told=told)
+
+    def stop(progress):
+        raise Stop
+
+    with pytest.raises(Stop):
+        find(stop)
+    find()
+    assert Prepared.begun == 1
 
 
 def test_a_member_whose_loss_breaks_down_is_replaced(monkeypatch) -> None:

@@ -31,6 +31,7 @@ Change = Callable[[Batch, int | None, int, int], Batch]
 
 JOURNAL = "population.json"
 _FORMAT = 1
+_START, _MEMBER = "start.pt", "member-"
 
 
 class PolicySlot:
@@ -156,8 +157,9 @@ def search_population(
     if not len(training.data.validation):
         raise RecipeError("a search judges by validation images, and the data set holds none out")
     search = _Search(training, slot, every, quantile, resample, seed, _Store(folder), told)
-    search.begin(population)
-    return search.run(dict(about or {}))
+    with interrupt_flag() as interrupted:
+        search.begin(population, interrupted)
+        return search.run(dict(about or {}), interrupted)
 
 
 class _Store:
@@ -188,13 +190,17 @@ class _Store:
             ) from None
         return state
 
-    def drop_all_but(self, names: set[str]) -> None:
-        if self.folder is None:
-            self._memory = {name: state for name, state in self._memory.items() if name in names}
-            return
-        for path in self.folder.glob("member-*.pt"):
-            if path.name not in names:
-                path.unlink()
+    def drop(self, but: set[str], also: str = "") -> None:
+        """Forget the states of members, but those named, and one other."""
+        there = (
+            list(self._memory) if self.folder is None else [path.name for path in self.folder.glob("*.pt")]
+        )
+        for name in there:
+            if name == also or (name.startswith(_MEMBER) and name not in but):
+                if self.folder is None:
+                    del self._memory[name]
+                else:
+                    (self.folder / name).unlink()
 
     def write(self, name: str, text: str) -> None:
         if self.folder is not None:
@@ -231,10 +237,8 @@ class _Search:
     def epochs(self) -> int:
         return self.training.settings.epochs
 
-    def begin(self, population: int) -> None:
+    def begin(self, population: int, interrupted: Callable[[], bool]) -> None:
         """Take up what is in the folder, or start."""
-        self._start = io.BytesIO()
-        torch.save(self.training.state_dict(), self._start)
         self._kind = {
             **{name: getattr(self, name) for name in ("epochs", "every", "quantile", "resample", "seed")},
             "population": population,
@@ -244,7 +248,15 @@ class _Search:
         }
         found = self.store.read(JOURNAL)
         if found is None:
+            # Once for all members: attention heads are trained here, say.
+            objective = self.training.objective
+            if hasattr(objective, "begin") and not objective.begin(
+                self.training, lambda training: interrupted()
+            ):
+                raise Interrupted("Stopped before the first epoch.")
+            self.store.put(_START, self.training.state_dict())
             self.members = [_Member(Policy.none().vector()) for _ in range(population)]
+            self._write_journal()
             return
         if found.get("format") != _FORMAT or found.get("search") != self._kind:
             other = [name for name, value in self._kind.items() if found.get("search", {}).get(name) != value]
@@ -255,20 +267,19 @@ class _Search:
         self.members = [_Member(**member) for member in found["members"]]
         self.events, self.exchanged = list(found["events"]), found["exchanged"]
 
-    def run(self, about: dict[str, Any]) -> FoundPolicies:
-        with interrupt_flag() as interrupted:
-            while (reached := min(member.epochs for member in self.members)) < self.epochs:
-                if reached % self.every == 0 and reached > self.exchanged:
-                    self._check_alive(reached)
-                    self._exchange(reached)
-                goal = min((reached // self.every + 1) * self.every, self.epochs)
-                for number, member in enumerate(self.members):
-                    if member.epochs < goal:
-                        self._advance(number, member, goal, interrupted)
+    def run(self, about: dict[str, Any], interrupted: Callable[[], bool]) -> FoundPolicies:
+        while (reached := min(member.epochs for member in self.members)) < self.epochs:
+            if reached % self.every == 0 and reached > self.exchanged:
+                self._check_alive(reached)
+                self._exchange(reached)
+            goal = min((reached // self.every + 1) * self.every, self.epochs)
+            for number, member in enumerate(self.members):
+                if member.epochs < goal:
+                    self._advance(number, member, goal, interrupted)
         self._check_alive(self.epochs)
         self._write_logs()
         # What is found is in the journal; the weights were only good for going on.
-        self.store.drop_all_but(set())
+        self.store.drop(set(), _START)
         best = max(range(len(self.members)), key=lambda number: self.members[number].rank)
         winner = self.members[best]
         schedule = lived_schedule(winner.lines, epochs=self.epochs, first=Policy.from_vector(winner.policy))
@@ -308,21 +319,16 @@ class _Search:
             member.curve.append(None if broken else member.score)
             self._tell()
         if not broken:
-            member.state = f"member-{number:03d}-{member.epochs:05d}.pt"
+            member.state = f"{_MEMBER}{number:03d}-{member.epochs:05d}.pt"
             self.store.put(member.state, training.state_dict())
         self._write_journal()
         if before != member.state:
-            self.store.drop_all_but({other.state for other in self.members if other.state})
+            self.store.drop({other.state for other in self.members if other.state})
         if interrupted():
             raise Interrupted(f"Stopped after epoch {member.epochs} of member {number}.")
 
     def _load(self, name: str | None) -> None:
-        if name is not None:
-            self.training.load_state_dict(self.store.get(name, self.training.fabric.device))
-            return
-        self._start.seek(0)
-        device = self.training.fabric.device
-        self.training.load_state_dict(torch.load(self._start, map_location=device, weights_only=True))
+        self.training.load_state_dict(self.store.get(name or _START, self.training.fabric.device))
 
     def _exchange(self, epoch: int) -> None:
         rng = Random(mixed_seed(self.seed, "exchange", epoch))
