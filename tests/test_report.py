@@ -22,11 +22,13 @@ from compress_aug.report import (
     comparison,
     contract,
     drawing,
+    plots,
     read_report,
     report_table,
     words,
     write_page,
 )
+from compress_aug.report.contract import Report
 
 HOSTILE = '<script>alert("x")</script>[red]$\\frac{\x1b[31m\u202e'
 
@@ -471,6 +473,44 @@ def test_what_is_drawn(report: dict[str, Any]) -> None:
 
 
 # What is not a report.
+
+
+def test_searches_are_drawn_and_told(report: dict[str, Any], tmp_path: Path) -> None:
+    sweep = {
+        "kind": "magnitude",
+        "kept": "m",
+        "summaries": [
+            {
+                "sparsity": 0.0,
+                "curve": [[None, 0.5, None, 1.4], [4, 0.6, None, 1.2]],
+                "optimal": 4,
+                "maximal": 4,
+            },
+            {
+                "sparsity": 0.6,
+                "curve": [[None, 0.4, 0.01, 1.5], [4, 0.3, 0.02, 1.9]],
+                "optimal": None,
+                "maximal": None,
+            },
+        ],
+    }
+    members = {
+        "kind": "population",
+        "kept": "p",
+        "best_member": 1,
+        "curves": [[0.1, 0.2], [0.2, 0.9], [None, None]],
+    }
+    report["stages"][0]["search"], report["stages"][1]["search"] = sweep, members
+    drawn = {plot.title: plot for plot in plots.draw(Report.model_validate(report))}
+    first, second = list(drawn)[-2:]
+    assert "Magnitudes tried by stage 0" in first and "Members of the search of stage 1" in second
+    assert "0 % zeros: 4, largest that is no worse than none 4" in drawn[first].description
+    assert "60 % zeros: none, largest that is no worse than none none" in drawn[first].description
+    assert "from 20.00 % to 90.00 %" in drawn[second].description
+    assert drawn[second].svg.count("<path") > 3
+    report["stages"][0]["search"] = {"kind": None, "curves": None, "summaries": [{}]}
+    report["stages"][1]["search"] = None
+    assert len(plots.draw(Report.model_validate(report))) == len(drawn) - 2
 
 
 def test_a_folder_without_a_report_is_told(tmp_path: Path) -> None:

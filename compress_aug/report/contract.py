@@ -65,6 +65,25 @@ class Epoch(_Part):
     seconds: float | None = None
 
 
+class Sweep(_Part):
+    """Magnitudes tried at one sparsity: rows of magnitude (null for none), accuracy, its deviation, cross entropy."""
+
+    sparsity: float | None = None
+    curve: Rows[tuple[float | None, float | None, float | None, float | None]] = []
+    optimal: float | None = None
+    maximal: float | None = None
+
+
+class Search(_Part):
+    """What a search found: accuracies on validation images, as shares in [0, 1]."""
+
+    kind: Words | None = None
+    kept: Words | None = None
+    best_member: Count | None = None
+    curves: Rows[list[float | None]] = []
+    summaries: Rows[Sweep] = []
+
+
 class Stage(_Part):
     """The model after one stage; `accuracy` is on the test split, `loss` that of the last training epoch."""
 
@@ -84,6 +103,7 @@ class Stage(_Part):
     bits: dict[Words, Any] | None = None
     history: Rows[Epoch] = []
     notes: Rows[Words] = []
+    search: Search | None = None
 
     @property
     def strength(self) -> FirstAndLast:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress_aug.report import drawing, words
+from compress_aug.report import drawing, searches, words
 from compress_aug.report.contract import Epoch, Report, Stage
 
 
@@ -23,7 +23,8 @@ def draw(report: Report) -> list[Plot]:
     line = drawing.timeline(report)
     with drawing.paper():
         figures = [panel(line, report) for panel in (_accuracy, _magnitude, _size, _loss, _learning_rate)]
-    return [figure for figure in figures if figure is not None]
+        found = [Plot(*parts) for parts in searches.figures(report)]
+    return [*(figure for figure in figures if figure is not None), *found]
 
 
 def _accuracy(line: drawing.Timeline, report: Report) -> Plot | None:
