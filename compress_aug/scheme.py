@@ -28,6 +28,7 @@ class Scheme:
     weights, activations: bits, None for float
     overrides:            pattern -> {"weights": bits, "activations": bits}, "float" for float
     signed, rescale:      mean something for dorefa only
+    pooled:               with dorefa, what is pooled for a quantized last layer is quantized as well
 
     The other fields are those of `quantize`. The defaults here are what logs without a key were written with.
     """
@@ -46,6 +47,8 @@ class Scheme:
     signed: Bits = 8
     rescale: bool = False
     most_weight_bits: int = 8
+    least_gate_bits: int = 2
+    pooled: bool = False
 
     @property
     def is_dorefa(self) -> bool:
@@ -74,6 +77,7 @@ def chosen(
     overrides: Mapping[str, Override] | None = None,
     batch_norm: str | None = None,
     signed: Bits | None = None,
+    least_gate_bits: int = 8,
     **others: Any,
 ) -> Scheme:
     """The options of `quantize` as one choice, None replaced by what the scheme takes.
@@ -91,6 +95,8 @@ def chosen(
         overrides=_plain(overrides or {}),
         batch_norm=usual(scheme, "batch_norm") if batch_norm is None else batch_norm,
         signed=8 if signed is None else signed,
+        least_gate_bits=least_gate_bits,
+        pooled=True,
         **others,
     )
     for name, known in _CHOICES.items():
@@ -180,8 +186,10 @@ def _check_numbers(made: Scheme) -> None:
         raise QuantizeError(f"percentile must lie above 50 and at most at 100, found {percentile!r}.")
     if made.signed != "float" and not (_is_number(made.signed) and 2 <= int(made.signed) <= 8):
         raise QuantizeError(f"signed must be 2 to 8 bits or 'float' for float, found {made.signed!r}.")
-    if not (_is_number(made.most_weight_bits) and 2 <= made.most_weight_bits <= 8):
-        raise QuantizeError(f"most_weight_bits must be 2 to 8, found {made.most_weight_bits!r}.")
+    for name in ("most_weight_bits", "least_gate_bits"):
+        bits = getattr(made, name)
+        if not (_is_number(bits) and 2 <= bits <= 8):
+            raise QuantizeError(f"{name} must be 2 to 8, found {bits!r}.")
     for name in ("learned_scales", "rescale"):
         if not isinstance(getattr(made, name), bool):
             raise QuantizeError(f"{name} must be true or false, found {getattr(made, name)!r}.")

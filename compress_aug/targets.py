@@ -1,15 +1,29 @@
 """The devices that a model is made for: one YAML file each, in export/targets or the user's own."""
 
+import importlib.util
 import json
 import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from compress_aug.errors import RecipeError, nearest
+from compress_aug.errors import MissingPart, RecipeError, nearest
 from compress_aug.folders import shipped
 from compress_aug.reading import read_yaml, sentences
+
+Runtime = Literal["onnxruntime", "openvino"]
+
+# The version that has INT4; a later one has INT2, which OpenVINO 2026.4 refuses.
+_OPENVINO_OPSET = 21
 
 
 def _own_saturation(value: Any) -> Any:
@@ -27,7 +41,9 @@ class Target(BaseModel):
 
     name: str = Field(min_length=1, description="what reports call it")
     description: str = Field(description="one line for people")
-    runtime: Literal["onnxruntime"] = Field(description="what times the file")
+    runtime: Runtime = Field(
+        description="what runs the file: its classes are compared with the model's there, and there it is timed"
+    )
     form: Literal["onnxruntime", "tensorrt"] = Field(
         "onnxruntime",
         description="which runtime's integer kernels the file is written for; tensorrt: signed symmetric integers "
@@ -56,6 +72,20 @@ class Target(BaseModel):
         description="how the device's own firmware calls it (/proc/device-tree/model begins so): there, proxy is false",
     )
 
+    @field_validator("form", "opset")
+    @classmethod
+    def _for_runtime(cls, given: Any, info: ValidationInfo) -> Any:
+        if info.data.get("runtime") == "openvino":
+            if given == "tensorrt":
+                raise ValueError(
+                    "expected onnxruntime, whose form OpenVINO has integer kernels for, found tensorrt"
+                )
+            if info.field_name == "opset" and given > _OPENVINO_OPSET:
+                raise ValueError(
+                    f"expected at most {_OPENVINO_OPSET}, since OpenVINO reads no INT2 tensors, found {given}"
+                )
+        return given
+
     @property
     def signed_only(self) -> bool:
         """Whether its kernels take signed integers only, so that what never is negative has 7 bits.
@@ -83,7 +113,7 @@ def load_target(name_or_path: str | Path) -> Target:
     """A shipped device by its name, or the user's own by the path of its YAML file.
 
     Raises RecipeError: for a name that is not known, with the nearest one; for a file that is wrong, with one
-    sentence for each mistake that says the line.
+    sentence for each mistake that says the line. MissingPart if its runtime is not installed.
 
     >>> load_target("host_cpu").round_to
     8
@@ -103,9 +133,21 @@ def load_target(name_or_path: str | Path) -> Target:
     except ValidationError as error:
         mistakes = sentences(error, Target)
         raise RecipeError([f"{document.where(key)}: {sentence}." for key, sentence in mistakes]) from None
+    require_runtime(target.runtime)
     if target.itself is not None and _firmware_name().startswith(target.itself):
         return target.model_copy(update={"proxy": False})
     return target
+
+
+def require_runtime(name: Runtime) -> None:
+    """Raises MissingPart if this Python cannot import it.
+
+    >>> require_runtime("onnxruntime")
+    """
+    if importlib.util.find_spec(name) is None:
+        raise MissingPart(
+            f'runtime: {name} needs {name}, which is not installed: pip install "compress-aug[{name}]"'
+        )
 
 
 def target_names() -> list[str]:

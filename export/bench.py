@@ -1,10 +1,11 @@
 """Time an ONNX file on this device, alone or in turns with another one, such as the same net in float.
 
     python bench.py MODEL.onnx [--against OTHER.onnx] [--threads 1] [--repeats 200] [--warmup 20] [--batch 1]
-                    [--json FILE]
+                    [--runtime onnxruntime] [--json FILE]
 
-Needs numpy and onnxruntime, nothing else. Prints a table; with --json FILE the result goes to that file as well,
-and --json - prints it in one line instead of the table. Times are milliseconds for one batch:
+Needs numpy and the runtime (onnxruntime, or openvino with --runtime openvino), nothing else. Prints a table; with
+--json FILE the result goes to that file as well, and --json - prints it in one line instead of the table. Times are
+milliseconds for one batch:
 
     {"version": 1, "file": ..., "bytes": ..., "sha256": ..., "quantized": true, "p50_ms": ..., "p95_ms": ...,
      "load_ms": ..., "memory_mb": ..., "threads": 1, "batch": 1, "repeats": 200, "warmup": 20,
@@ -14,6 +15,8 @@ load_ms: until the file could run. memory_mb: the most that a process held (10^6
 runtime included) which loaded this file alone and ran it; runtime_mb is what it held before it loaded the file.
 With --against there are also "against", the same of the other file, "ratio", how many times faster MODEL is by the
 medians, and, where integers turn out slower than floats, "note": why that may be, and what helps.
+OpenVINO is given the batch's shape before it compiles the file, and computes in float32 what is not on integers: left
+to itself it takes bfloat16 where the processor has it, and with an open batch it computes with other roundings.
 A mistake is told in one sentence, with exit code 2.
 """
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -30,10 +34,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 
 # What decides how fast integer kernels are, by the names that Linux gives them.
 _ISA = (
@@ -55,6 +58,10 @@ _ISA = (
 _MULTIPLY_INTEGERS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 
 
+# What can run a file; each is imported only where it is asked for.
+RUNTIMES = ("onnxruntime", "openvino")
+
+
 class Wrong(Exception):
     """A mistake of the user, told in one sentence."""
 
@@ -70,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             repeats=options.repeats,
             warmup=options.warmup,
             batch=options.batch,
+            runtime=options.runtime,
         )
         if options.json == "-":
             print(json.dumps(result))
@@ -91,21 +99,23 @@ def bench(
     repeats: int = 200,
     warmup: int = 20,
     batch: int = 1,
+    runtime: str = "onnxruntime",
 ) -> dict[str, Any]:
     """Time `model`, in turns with `against` if given; returns what the top of this file describes."""
     paths = [model] if against is None else [model, against]
     for path in paths:
         _check_there(path)
     # Memory is counted in whole processes, so the other file gets one of its own.
-    alone = [] if against is None else [_in_a_process(against, threads, warmup, batch)]
+    alone = [] if against is None else [_in_a_process(against, threads, warmup, batch, runtime)]
+    version = runtime_version(runtime)
     runtime_mb = peak_memory_mb()
     began = time.perf_counter()
-    runs = [_prepare(model, threads, batch)]
+    runs = [_prepare(model, threads, batch, runtime)]
     load_ms = 1e3 * (time.perf_counter() - began)
     _repeat(runs[0], max(warmup, 1))
     costs = [{"load_ms": round(load_ms, 3), "memory_mb": peak_memory_mb(), "runtime_mb": runtime_mb}, *alone]
     if against is not None:
-        runs.append(_prepare(against, threads, batch))
+        runs.append(_prepare(against, threads, batch, runtime))
         _repeat(runs[1], warmup)
     times = _in_turns(runs, repeats)
     sides = [_side(path, times[number], costs[number]) for number, path in enumerate(paths)]
@@ -116,12 +126,8 @@ def bench(
         "batch": batch,
         "repeats": repeats,
         "warmup": warmup,
-        "runtime": f"onnxruntime {onnxruntime.__version__}",
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
+        "runtime": f"{runtime} {version}",
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, runtime: version},
         "cpu": cpu_name(),
         "isa": isa_flags(),
         "cores": os.cpu_count(),
@@ -145,6 +151,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=_positive, default=200, help="timed runs of each file (200)")
     parser.add_argument("--warmup", type=_count, default=20, help="untimed runs before (20)")
     parser.add_argument("--batch", type=_positive, default=1, help="images in one run (1)")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="what runs the file (onnxruntime)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result there too; - prints it alone")
     return parser.parse_args(arguments)
 
@@ -168,32 +177,80 @@ def _save(result: dict[str, Any], path: Path) -> None:
         raise Wrong(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def _prepare(path: Path, threads: int, batch: int) -> Callable[[], None]:
+class Loaded(NamedTuple):
+    """A file that a runtime has loaded.
+
+    inputs: name, sizes (no number where one is left open) and type of each, as the runtime calls it
+    run:    takes the inputs by their names
+    """
+
+    inputs: list[tuple[str, list[Any], str]]
+    run: Callable[[dict[str, np.ndarray]], Any]
+
+
+def _prepare(path: Path, threads: int, batch: int, runtime: str) -> Callable[[], None]:
     """A function that runs the file once, on images that stay the same."""
-    session = load(path, threads)
-    feeds = {entry.name: _example(entry, path, batch) for entry in session.get_inputs()}
+    loaded = load(path, threads, runtime, batch)
+    feeds = {entry[0]: _example(entry, path, batch) for entry in loaded.inputs}
 
     def run() -> None:
         try:
-            session.run(None, feeds)
-        # The runtime raises one class for each of its status codes, all of them plain Exceptions.
+            loaded.run(feeds)
+        # A runtime raises one class for each of its status codes, or RuntimeError for all.
         except Exception as error:
             raise Wrong(f"{path} does not run on a batch of {batch}: {_first_line(error)}") from error
 
     return run
 
 
-def load(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """The file as a session on the CPU."""
+def load(path: Path, threads: int, runtime: str = "onnxruntime", batch: int = 1) -> Loaded:
+    """The file on the CPU, in one of the RUNTIMES."""
     _check_there(path)
+    module = _imported(runtime)
+    try:
+        return (_in_openvino if runtime == "openvino" else _in_onnxruntime)(module, path, threads, batch)
+    except Wrong:
+        raise
+    except Exception as error:
+        raise Wrong(f"{path} is not a model that {runtime} can load: {_first_line(error)}") from error
+
+
+def _in_onnxruntime(onnxruntime: Any, path: Path, threads: int, batch: int) -> Loaded:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    inputs = [(entry.name, list(entry.shape), entry.type) for entry in session.get_inputs()]
+    return Loaded(inputs, lambda feeds: session.run(None, feeds))
+
+
+def _in_openvino(openvino: Any, path: Path, threads: int, batch: int) -> Loaded:
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    inputs = []
+    for entry in model.inputs:
+        sizes = [size.get_length() if size.is_static else "?" for size in entry.partial_shape]
+        kind = "tensor(float)" if entry.element_type == openvino.Type.f32 else str(entry.element_type)
+        inputs.append((entry.any_name, sizes, kind))
+    model.reshape({entry[0]: _sizes(entry, path, batch) for entry in inputs})
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return Loaded(inputs, request.infer)
+
+
+def _imported(runtime: str) -> Any:
     try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise Wrong(f"{path} is not a model that onnxruntime can load: {_first_line(error)}") from error
+        return importlib.import_module(runtime)
+    except ImportError:
+        raise Wrong(
+            f"There is no {runtime} in this Python: python -m pip install {runtime}, or choose another --runtime."
+        ) from None
+
+
+def runtime_version(runtime: str) -> str:
+    """Its version number; of OpenVINO's long one the part that counts releases."""
+    return str(_imported(runtime).__version__).partition("-")[0]
 
 
 def _check_there(path: Path) -> None:
@@ -201,17 +258,20 @@ def _check_there(path: Path) -> None:
         raise Wrong(f"There is no file {path}.")
 
 
-def _example(entry: onnxruntime.NodeArg, path: Path, batch: int) -> np.ndarray:
-    shape = [
-        batch if place == 0 and not isinstance(size, int) else size for place, size in enumerate(entry.shape)
-    ]
-    if not all(isinstance(size, int) for size in shape):
-        raise Wrong(
-            f"{path} leaves the size of its input {entry.name} open: {entry.shape}; only a batch may be."
-        )
-    if entry.type != "tensor(float)":
-        raise Wrong(f"{path} wants {entry.type} for its input {entry.name}; only tensor(float) can be timed.")
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+def _example(entry: tuple[str, list[Any], str], path: Path, batch: int) -> np.ndarray:
+    sizes = _sizes(entry, path, batch)
+    if entry[2] != "tensor(float)":
+        raise Wrong(f"{path} wants {entry[2]} for its input {entry[0]}; only tensor(float) can be timed.")
+    return np.random.default_rng(0).standard_normal(sizes, dtype=np.float32)
+
+
+def _sizes(entry: tuple[str, list[Any], str], path: Path, batch: int) -> list[int]:
+    """The sizes of an input, for so many images."""
+    name, given, _ = entry
+    sizes = [batch if place == 0 and not isinstance(size, int) else size for place, size in enumerate(given)]
+    if not all(isinstance(size, int) for size in sizes):
+        raise Wrong(f"{path} leaves the size of its input {name} open: {given}; only a batch may be.")
+    return sizes
 
 
 def _repeat(run: Callable[[], None], times: int) -> None:
@@ -236,10 +296,10 @@ def _in_turns(runs: list[Callable[[], None]], repeats: int) -> list[list[float]]
     return times
 
 
-def _in_a_process(path: Path, threads: int, warmup: int, batch: int) -> dict[str, Any]:
+def _in_a_process(path: Path, threads: int, warmup: int, batch: int, runtime: str) -> dict[str, Any]:
     """What a file costs to load and hold, by this script in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), str(path.resolve()), "--repeats=1", "--json=-"]
-    command += [f"--threads={threads}", f"--warmup={warmup}", f"--batch={batch}"]
+    command += [f"--threads={threads}", f"--warmup={warmup}", f"--batch={batch}", f"--runtime={runtime}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"its process ended with code {done.returncode}"]
@@ -292,8 +352,8 @@ def why_slower(sides: list[dict[str, Any]], isa: list[str] | None) -> str | None
         )
     said.append(
         f"What {'else ' if len(said) > 1 else ''}helps: as many threads as a layer can use, which in a small net is "
-        "1; a newer onnxruntime; and, if the export names layers that stayed float, each of which costs conversions "
-        "around it, fewer of them: plain ReLU instead of hard-swish and squeeze-and-excitation, for example."
+        "1; a newer version of the runtime; and, if the export names layers that stayed float, each of which costs "
+        "conversions around it, fewer of them: plain ReLU instead of hard-swish and squeeze-and-excitation, say."
     )
     return " ".join(said)
 

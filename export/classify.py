@@ -1,24 +1,26 @@
 """Name the class of images with an ONNX file that compress_aug wrote.
 
-    python classify.py MODEL.onnx IMAGE [IMAGE ...] [--top 1] [--threads 1]
+    python classify.py MODEL.onnx IMAGE [IMAGE ...] [--top 1] [--threads 1] [--runtime onnxruntime]
     python classify.py MODEL.onnx --accuracy FOLDER
 
-Needs numpy, onnxruntime and Pillow, nothing else. How to prepare an image, and the names of the classes, are
-read from the file itself, or from preprocess.json beside it where the file does not say. Prints one line for each
-image: its path, then classes with their share in percent. With --accuracy: which share of the images in a folder
+Needs numpy, Pillow and the runtime (onnxruntime, or openvino with --runtime openvino), nothing else. How to prepare an
+image, and the names of the classes, are read from the file itself, or from preprocess.json beside it where the file
+does not say; OpenVINO does not hand out what the file says, so that it needs preprocess.json. Prints one line for
+each image: its path, then classes with their share in percent. With --accuracy: which share of the images in a folder
 of classes (FOLDER/CLASS/IMAGE) it names right. A mistake is told in one sentence, with exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 
@@ -38,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=1, help="how many classes to show, best first (1)")
     parser.add_argument("--threads", type=int, default=1, help="threads that one layer may use (1)")
     parser.add_argument(
+        "--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime", help="what runs the file"
+    )
+    parser.add_argument(
         "--accuracy", type=Path, metavar="FOLDER", help="count right answers on the images of FOLDER/CLASS/"
     )
     options = parser.parse_args(arguments)
@@ -45,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("expected images, or --accuracy with a folder of classes")
     mistakes = 0
     try:
-        classifier = Classifier(options.model, threads=options.threads)
+        classifier = Classifier(options.model, threads=options.threads, runtime=options.runtime)
         for path in options.images:
             try:
                 ranked = classifier.rank(read_image(path))
@@ -84,9 +89,9 @@ def accuracy(classifier: Classifier, folder: Path) -> tuple[int, int]:
 class Classifier:
     """A file, and what it says about itself: the shape of images, their normalisation, the classes' names."""
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        self._session = _load(path, threads)
-        told = _told(self._session.get_modelmeta().custom_metadata_map, path)
+    def __init__(self, path: Path, *, threads: int = 1, runtime: str = "onnxruntime") -> None:
+        self._run, inside = _load(path, threads, runtime)
+        told = _told(inside, path)
         self.channels, self.height, self.width = _listed(told, "image_shape", path)
         self.classes = [str(name) for name in _listed(told, "classes", path)]
         mean, std = (np.array(_listed(told, key, path), np.float64) for key in ("mean", "std"))
@@ -99,9 +104,7 @@ class Classifier:
     def rank(self, image: Image.Image) -> list[tuple[str, float]]:
         """Every class with its share in [0, 1], the likeliest first."""
         inputs = self.prepare(image)
-        logits = self._session.run(None, {self._session.get_inputs()[0].name: inputs})[0][0].astype(
-            np.float64
-        )
+        logits = self._run(inputs)[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         order = np.argsort(-shares, kind="stable")
@@ -146,17 +149,46 @@ def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _load(path: Path, threads: int) -> onnxruntime.InferenceSession:
+_Run = Callable[[np.ndarray], np.ndarray]
+
+
+def _load(path: Path, threads: int, runtime: str) -> tuple[_Run, dict[str, str]]:
+    """What computes logits of one image, and what the file says about itself, as far as the runtime tells."""
     if not path.is_file():
         raise Wrong(f"There is no file {path}.")
+    try:
+        module = importlib.import_module(runtime)
+    except ImportError:
+        raise Wrong(
+            f"There is no {runtime} in this Python: python -m pip install {runtime}, or choose another --runtime."
+        ) from None
+    try:
+        return (_in_openvino if runtime == "openvino" else _in_onnxruntime)(module, path, threads)
+    # Runtimes raise one class for each of their status codes, or RuntimeError for all.
+    except Exception as error:
+        raise Wrong(f"{path} is not a model that {runtime} can load: {_first_line(error)}") from error
+
+
+def _in_onnxruntime(onnxruntime: Any, path: Path, threads: int) -> tuple[_Run, dict[str, str]]:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    # The runtime raises one class for each of its status codes, all of them plain Exceptions.
-    except Exception as error:
-        raise Wrong(f"{path} is not a model that onnxruntime can load: {_first_line(error)}") from error
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    told = dict(session.get_modelmeta().custom_metadata_map)
+    return lambda images: session.run(None, {name: images})[0], told
+
+
+def _in_openvino(openvino: Any, path: Path, threads: int) -> tuple[_Run, dict[str, str]]:
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    # With an open batch it computes with other roundings, and without the hint in bfloat16 where the processor can.
+    entry = model.inputs[0]
+    sizes = [size.get_length() if size.is_static else 1 for size in entry.partial_shape]
+    model.reshape({entry.any_name: [1, *sizes[1:]]})
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda images: request.infer({entry.any_name: images})[0], {}
 
 
 def _told(inside: dict[str, str], path: Path) -> dict[str, Any]:

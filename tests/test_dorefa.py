@@ -232,6 +232,27 @@ def test_summands_of_what_is_quantized_get_integer_grids() -> None:
     assert {quantizers(made)[name] for name in integer} == {("integer", 8, True)}
 
 
+def test_pooled_block_is_quantized_where_the_last_layer_is(tmp_path: Path) -> None:
+    batch = images(size=32)
+    net = with_statistics(models.resnet8(4, width=4), batch)
+    made = dorefa(copy_model(net), batch, bits=3, first_and_last=7, rescale=True)
+    found = quantizers(made)
+    # What may be negative on both sides of the last sum, and the sum itself, which is never negative.
+    assert found["layer3_0_bn2"] == found["layer3_0_downsample_1"] == ("integer", 8, True)
+    assert found["layer3_0_relu_1"] == ("integer", 8, False)
+    assert [kind for kind in found.values() if kind[1] == 7] == [("dorefa", 7, False)], found
+    final = quantization.finalize(copy_model(made)).eval()
+    deploy.write(final, tmp_path / "model.onnx", image_shape=(3, 32, 32))
+    audit = deploy.audit(tmp_path / "model.onnx")
+    assert audit.float_layers == 0, audit.stayed_float
+    literal = dorefa(copy_model(net), batch, bits=3, first_and_last=7, rescale=True, signed="float")
+    assert "layer3_0_relu_1" not in quantizers(literal)
+    # Logs from before have no word of it: their checkpoints come back as they were.
+    entry = dict(surgery_log(made)[0])
+    del entry["pooled"]
+    assert "layer3_0_relu_1" not in quantizers(quantization.replay(copy_model(net), entry))
+
+
 def test_activations_of_a_chain_follow_every_relu_but_the_last() -> None:
     made = dorefa(AlexLike(), bits=4, rescale=True)
     assert quantization.weight_bits(made) == {

@@ -265,15 +265,3 @@ def test_a_run_for_the_jetson_writes_plain_signed_quantizers(tmp_path):
     assert any("7 bits" in note for note in result.report["stages"][1]["notes"])
     [row] = result.report["exports"]
     assert row["proxy"] and row["target"] == "jetson"
-
-    # A model that has 8 bits cannot be written for it afterwards, and is told why.
-    compress_aug.run(recipe, out=tmp_path / "usual", target="raspberry_pi_4", **keys)
-    with pytest.raises(ExportError, match="quantize with activations: 7"):
-        compress_aug.export_again(
-            tmp_path / "usual",
-            target="jetson",
-            model=tiny_net(),
-            data=tiny_data(),
-            console=QUIET,
-            file="j.onnx",
-        )

@@ -701,6 +701,8 @@ def gate_bits(**options: Any) -> dict[str, int]:
 
 def test_gates_keep_8_bits_where_activations_have_fewer() -> None:
     assert gate_bits(weights=4, activations=4) == {"swish": 8, "scale": 8, "act": 4, "call": 8}
+    # Where devices take signed integers only.
+    assert gate_bits(weights=4, activations=4, least_gate_bits=7)["scale"] == 7
     fewer = gate_bits(weights=4, activations=4, least_gate_bits=2)
     assert set(fewer.values()) == {4}
 

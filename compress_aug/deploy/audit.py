@@ -12,7 +12,9 @@ from compress_aug.deploy.graph import Graph
 from compress_aug.deploy.grid import DEQUANTIZE, QUANTIZE, grid_of
 from compress_aug.deploy.naming import spoken
 from compress_aug.deploy.one_sided import is_plain
+from compress_aug.deploy.openvino_runtime import OpenVinoSession
 from compress_aug.deploy.runtime import Session
+from compress_aug.targets import Runtime
 
 # The runtime's own names of layers whose arithmetic is on integers, and of those that multiply or add floats.
 _INTEGER = {
@@ -42,16 +44,18 @@ class Audit:
     stayed_float: tuple[tuple[str, str, str], ...]
 
 
-def audit(path: Path) -> Audit:
+def audit(path: Path, *, runtime: Runtime = "onnxruntime") -> Audit:
     """Let the runtime optimize a file for this machine and count what it made of the layers.
 
     Another machine may have other kernels: audit there what must be known there.
 
-    Raises ExportError if the file is missing or cannot be loaded.
+    Raises ExportError if the file is missing or cannot be loaded, MissingPart if the runtime is not installed.
 
     >>> audit(Path("model.onnx")).integer_layers
     0
     """
+    if runtime == "openvino":
+        return _openvino_audit(path)
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         Session(path, optimized=optimized)
@@ -66,6 +70,21 @@ def audit(path: Path) -> Audit:
             (written.name(graph, node), node.op_type, _reason(graph, written, node)) for node in stayed
         ),
     )
+
+
+def _openvino_audit(path: Path) -> Audit:
+    became, graph = OpenVinoSession(path).layers(), Graph(onnx.load(str(path)))
+    stayed, integers = [], 0
+    for node in graph.nodes(*_WRITTEN):
+        if _adds_a_constant(graph, node):
+            continue
+        kind, float_input = became.get(node.name, (node.op_type, ""))
+        if float_input is None:
+            integers += 1
+        else:
+            told = f"reads {float_input} in OpenVINO" if float_input else "OpenVINO tells nothing of it"
+            stayed.append((spoken(graph, node), kind, told))
+    return Audit(integers, len(stayed), tuple(stayed))
 
 
 def _adds_a_constant(graph: Graph, node: NodeProto) -> bool:

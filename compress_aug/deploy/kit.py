@@ -25,7 +25,7 @@ def write_kit(path: Path, folder: Path, *, target: Target, float_path: Path | No
     float_path: the same net in float, to be timed in turns with the file
 
     It holds the model, preprocess.json (how images become inputs, and the names of the classes), bench.py,
-    classify.py, target.yaml, and README.md with the two commands. They need numpy, onnxruntime and Pillow.
+    classify.py, target.yaml, and README.md with the two commands. They need numpy, Pillow and the target's runtime.
 
     Returns the names of the files.
 
@@ -98,7 +98,7 @@ Copy this folder to the device, and there install, once, what it needs (no torch
 
 ```
 scp -r FOLDER USER@DEVICE:
-python -m pip install numpy onnxruntime pillow
+python -m pip install numpy {runtime} pillow
 ```
 
 How fast is it there? Milliseconds, memory, the processor; device.json is for the comparison at home:
@@ -107,14 +107,14 @@ How fast is it there? Milliseconds, memory, the processor; device.json is for th
 python {bench}
 ```
 
-What is on a picture? Size, normalisation and class names are in the model; `--accuracy FOLDER` counts right answers
+What is on a picture? Size, normalisation and class names are in {told}; `--accuracy FOLDER` counts right answers
 on a folder of classes instead:
 
 ```
 python {classify}
 ```
 
-At home, beside the same {model}: `compress-aug bench {model} --against device.json`.
+At home, beside the same {model}: `compress-aug bench {model} --against device.json`{at_home}.
 
 For programs of your own: preprocess.json says how a picture becomes the model's input and what its outputs are called;
 target.yaml says for which device the model was made.
@@ -132,12 +132,18 @@ trtexec --onnx={model} --int8 --fp16 --shapes=input:1x{shape} --saveEngine=model
 def _readme(path: Path, float_path: Path | None, target: Target) -> str:
     model = shlex.quote(path.name)
     against = "" if float_path is None else f" --against {shlex.quote(float_path.name)}"
-    threads = f" --threads {target.threads}"
+    options = f" --threads {target.threads}"
+    is_usual = target.runtime == "onnxruntime"
+    if not is_usual:
+        options += f" --runtime {target.runtime}"
     text = _README.format(
         model=path.name,
         target=target.description,
-        bench=f"bench.py {model}{against}{threads} --json device.json",
-        classify=f"classify.py {model} PICTURE.jpg --top 3{threads}",
+        runtime=target.runtime,
+        told="the model" if is_usual else "preprocess.json",
+        at_home="" if is_usual else " (which times it with ONNX Runtime there, and says so)",
+        bench=f"bench.py {model}{against}{options} --json device.json",
+        classify=f"classify.py {model} PICTURE.jpg --top 3{options}",
     )
     if target.form == "tensorrt":
         shape = "x".join(str(size) for size in json.loads(read_metadata(path)["image_shape"]))

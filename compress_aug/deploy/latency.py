@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress_aug.errors import ExportError, UserError
 from compress_aug.folders import shipped
+from compress_aug.targets import Runtime, require_runtime
 
 
 class _Part(BaseModel):
@@ -93,17 +94,24 @@ class Latency:
     note: str | None = None
 
 
-def latency(path: Path, *, threads: int = 1, repeats: int = 200, against: Path | None = None) -> Latency:
+def latency(
+    path: Path,
+    *,
+    threads: int = 1,
+    repeats: int = 200,
+    against: Path | None = None,
+    runtime: Runtime = "onnxruntime",
+) -> Latency:
     """Time a file on one image, in turns with another one if `against` names it.
 
     A fresh process, because the threads and memory of a training process would be measured along.
 
-    Raises ExportError if a file is missing or cannot be run.
+    Raises ExportError if a file is missing or cannot be run, MissingPart if the runtime is not installed.
 
     >>> latency(Path("model.onnx"), repeats=5).threads
     1
     """
-    found = bench(path, threads=threads, repeats=repeats, against=against)
+    found = bench(path, threads=threads, repeats=repeats, against=against, runtime=runtime)
     other = found.against
     return Latency(
         p50_ms=found.p50_ms,
@@ -130,19 +138,21 @@ def bench(
     warmup: int = 20,
     batch: int = 1,
     against: Path | None = None,
+    runtime: Runtime = "onnxruntime",
 ) -> Bench:
     """The same with all that export/bench.py has to say: memory, versions, the processor, what helps.
 
     batch: images in one run
 
-    Raises ExportError if a file is missing or cannot be run.
+    Raises ExportError if a file is missing or cannot be run, MissingPart if the runtime is not installed.
 
     >>> bench(Path("model.onnx"), repeats=5).quantized
     False
     """
+    require_runtime(runtime)
     script = shipped("export") / "bench.py"
     command = [sys.executable, str(script), "--json=-", f"--threads={threads}", f"--repeats={repeats}"]
-    command += [f"--warmup={warmup}", f"--batch={batch}"]
+    command += [f"--warmup={warmup}", f"--batch={batch}", f"--runtime={runtime}"]
     # Resolved: a name that begins with a dash would be read as an option.
     if against is not None:
         command.append(f"--against={against.resolve()}")

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from compress_aug.deploy.graph import Array
+from compress_aug.deploy.openvino_runtime import OpenVinoSession
 from compress_aug.deploy.runtime import Session
 from compress_aug.deploy.steps import MOST_IMAGES, LayerSteps, layer_steps
 from compress_aug.errors import ExportError, ParityError
 from compress_aug.surgery import copy_model
+from compress_aug.targets import Runtime
 
 # A fake-quantized model sums floats and its file sums integers, so a sum that lies next to the middle between
 # two steps may round the other way. Our decision: one image in 200 may change its class for that.
@@ -40,9 +42,11 @@ class Parity:
     due_to_runtime: share of the disagreements (of the first 64) that go away with the runtime's optimizations
                     off, in [0, 1]; None without disagreements
     layers:         how far each layer's values lie from the model's, in steps, from the model's own inputs; in
-                    the order of execution
+                    the order of execution. With another runtime than ONNX Runtime, which lets nobody look into its
+                    layers, they are those of the file as it is written (its optimizations off)
     wrong:          the first layer that is more than 1 step off even with the runtime's optimizations off: there
                     the file itself differs. None if there is no such layer
+    runtime:        what ran the file
     """
 
     max_abs_diff: float
@@ -54,6 +58,7 @@ class Parity:
     due_to_runtime: float | None = None
     layers: tuple[LayerSteps, ...] = ()
     wrong: LayerSteps | None = None
+    runtime: Runtime = "onnxruntime"
 
     @property
     def diverging(self) -> LayerSteps | None:
@@ -73,24 +78,33 @@ class Parity:
         return self.top1_agreement >= LEAST_AGREEMENT
 
 
-def check_parity(model: nn.Module, path: Path, inputs: Iterable[tuple[Tensor, Tensor]]) -> Parity:
+def check_parity(
+    model: nn.Module,
+    path: Path,
+    inputs: Iterable[tuple[Tensor, Tensor]],
+    *,
+    runtime: Runtime = "onnxruntime",
+) -> Parity:
     """Run model and file side by side: the model in float32 on the CPU, the file as its users will run it.
 
     model:  as it was written, so the finalized one if `write` was given a `finalize`. It stays as it is
     inputs: batches of normalised float images (N, C, H, W) and their classes int64 (N,)
+    runtime: what the file's users run it with. Layers are compared in ONNX Runtime, whatever it is
 
     Classes are compared for all images; the values of each layer for up to 64 images of the first batch, from
     equal inputs (see `steps.layer_steps`).
 
     Raises ExportError if the file cannot be run or there are no images, ParityError if the logits of the two
-    have different shapes.
+    have different shapes, MissingPart if the runtime is not installed.
 
     >>> parity = check_parity(model, Path("model.onnx"), [(torch.rand(8, 3, 8, 8), torch.zeros(8).long())])
     >>> parity.top1_agreement, parity.images
     (1.0, 8)
     """
     reference = copy_model(model).cpu().float().eval()
-    session = Session(path, threads=torch.get_num_threads())
+    is_own = runtime == "onnxruntime"
+    opened = Session if is_own else OpenVinoSession
+    session: Session | OpenVinoSession = opened(path, threads=torch.get_num_threads())
     tally = _Tally()
     first: Tensor | None = None
     for images, targets in inputs:
@@ -103,10 +117,10 @@ def check_parity(model: nn.Module, path: Path, inputs: Iterable[tuple[Tensor, Te
         tally.add(images.numpy(), targets.cpu().numpy(), expected, session.run(images.numpy()))
     if first is None or not tally.images:
         raise ExportError(f"There are no images to compare {path} with its model on.")
-    layers = layer_steps(reference, path, first)
+    layers = layer_steps(reference, path, first, optimize=is_own)
     wrong = None
     if any(layer.diverges for layer in layers):
-        plain = layer_steps(reference, path, first, optimize=False)
+        plain = layer_steps(reference, path, first, optimize=False) if is_own else layers
         wrong = next((layer for layer in plain if layer.is_wrong), None)
     return Parity(
         max_abs_diff=tally.largest,
@@ -118,6 +132,7 @@ def check_parity(model: nn.Module, path: Path, inputs: Iterable[tuple[Tensor, Te
         due_to_runtime=_due_to_runtime(path, tally),
         layers=layers,
         wrong=wrong,
+        runtime=runtime,
     )
 
 
@@ -161,6 +176,11 @@ def _blame(parity: Parity) -> str:
         found = f"The first layer that diverges, from equal inputs, is {first}."
     if parity.due_to_runtime is None:
         return found
+    if parity.runtime != "onnxruntime":
+        shown = f"{parity.due_to_runtime:.0%} of these are right in ONNX Runtime with its optimizations off"
+        if parity.due_to_runtime > 0.5:
+            return f"{shown}: {parity.runtime} computes something else. {found}"
+        return f"{shown}: the file itself differs. {found} {_REMEDY}"
     shown = f"{parity.due_to_runtime:.0%} of these are right with the runtime's optimizations off"
     if parity.due_to_runtime > 0.5:
         return f"{shown}: its integer kernels compute something else. {found}"

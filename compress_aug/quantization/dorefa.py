@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress_aug.errors import QuantizeError
 from compress_aug.patterns import told
-from compress_aug.quantization.ops import combines, moves
+from compress_aug.quantization.ops import averages, combines, moves
 from compress_aug.quantization.scale_groups import Flow, ScaleGroup
 from compress_aug.surgery import masked_layers, surgery_log
 
@@ -122,27 +122,38 @@ def _reaches_norm(node: fx.Node, flow: Flow) -> bool:
 
 
 def placed(
-    groups: list[ScaleGroup], flow: Flow, kept_float: frozenset[str], with_signed: bool
+    groups: list[ScaleGroup],
+    flow: Flow,
+    kept_float: frozenset[str],
+    *,
+    with_signed: bool,
+    with_pooled: bool,
 ) -> list[ScaleGroup]:
     """The groups that DoReFa quantizes: what quantized layers read; other operations compute in float.
 
     with_signed: also signed values, and the summands of what is quantized, so that sums are of integers [ours]
+    with_pooled: with these also what is averaged for a quantized last layer, so that the last sum is of integers
+                 [ours]
 
     So the input of a residual block (what both its ways read) and what lies between its layers are quantized,
-    and the last block's output, which is pooled, is not.
+    and the last block's output, which is pooled, is not, unless the last layer is quantized.
     """
 
     def is_read(group: ScaleGroup) -> bool:
         return any(_reads(user, flow, kept_float) for user in group.readers)
 
     taken = [group for group in groups if is_read(group) and (group.is_unsigned or with_signed)]
+    last = {node for group in taken if group.is_outermost and with_pooled for node in group.members}
+
+    def is_summand(group: ScaleGroup, made: set[fx.Node]) -> bool:
+        return any(
+            (combines(user) and user in made) or (averages(user, flow.modules) and user in last)
+            for user in group.readers
+        )
+
     while with_signed:
         made = {node for group in taken for node in group.members}
-        summands = [
-            group
-            for group in groups
-            if group not in taken and any(combines(user) and user in made for user in group.readers)
-        ]
+        summands = [group for group in groups if group not in taken and is_summand(group, made)]
         if not summands:
             break
         taken += summands

@@ -122,16 +122,15 @@ _CLAMP = {
     "clip",
     "clip_",
 }
-_POSITIVE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.Softplus)
+_SIGMOID_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+_SIGMOIDS = {torch.sigmoid, functional.sigmoid, functional.hardsigmoid, "sigmoid"}
+_POSITIVE_MODULES = (*_SIGMOID_MODULES, nn.Softmax, nn.Softmax2d, nn.Softplus)
 _POSITIVE = {
-    torch.sigmoid,
+    *_SIGMOIDS,
     torch.softmax,
     torch.abs,
     torch.exp,
-    functional.sigmoid,
-    functional.hardsigmoid,
     functional.softmax,
-    "sigmoid",
     "softmax",
     "abs",
     "exp",
@@ -194,6 +193,11 @@ def multiplies_matrices(node: fx.Node) -> bool:
     """A matrix product of two values of the network."""
     is_call = node.op in ("call_function", "call_method")
     return is_call and node.target in PRODUCTS and len(node.all_input_nodes) == 2
+
+
+def is_sigmoid(node: fx.Node, modules: Modules) -> bool:
+    """Sigmoid and hard sigmoid: what a gate is made of."""
+    return _called(node, _SIGMOID_MODULES, _SIGMOIDS, modules)
 
 
 def averages(node: fx.Node, modules: Modules) -> bool:

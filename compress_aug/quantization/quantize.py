@@ -16,6 +16,7 @@ from compress_aug.quantization.deferred import defer_rectifiers
 from compress_aug.quantization.finalize import check_final
 from compress_aug.quantization.folding import check_weights, float_norms, fold_batch_norms, foldable_norms
 from compress_aug.quantization.frozen import replay_frozen
+from compress_aug.quantization.gates import gate_modules, gates_of
 from compress_aug.quantization.graph import QuantizedModel
 from compress_aug.quantization.layerwise import INPUT, keep_input, read_through
 from compress_aug.quantization.norms import reestimate_batch_norms
@@ -61,6 +62,7 @@ def quantize(
     signed: Bits | None = None,
     rescale: bool = False,
     most_weight_bits: int = 8,
+    least_gate_bits: int = 8,
     calibration: Iterable[Tensor] = (),
     note: Callable[[str], None] | None = None,
 ) -> nn.Module:
@@ -77,7 +79,8 @@ def quantize(
     overrides:      other bits for some layers: {"layer1.*": {"weights": 8, "activations": "float"}}, where a
                     pattern is a module name, a glob or a type and "activations" are the bits of what the layer
                     reads. Later patterns win over earlier ones, and all of them over first_and_last. Values that
-                    several layers read have one grid: that of the last pattern that names any of these layers
+                    several layers read have one grid: that of the last pattern that names any of these layers.
+                    A pattern that picks gates and no layer gives their bits: {"SiLU": {"activations": 4}}
     weight_scales:  "channel": a scale for each output channel. "tensor": one for each layer
     weight_range:   where a weight's grid ends: "max": at the largest weight; "percentile"; "mse": where the squared
                     error is least; "auto": at the largest weight from 6 bits on, below where it is best for normally
@@ -91,11 +94,15 @@ def quantize(
                     "fold" by default; dorefa can only keep them
     signed:         with dorefa, bits of the integer grids that hold what may be negative, which DoReFa's activations
                     cut off: what layers behind linear bottlenecks read, and the summands of what is quantized, so
-                    that devices compute sums on integers [ours, 8 by default]. "float" leaves both float, as the
-                    paper has it
+                    that devices compute sums on integers [ours, 8 by default]. Where the last layer is quantized,
+                    so is the last block's output, which is pooled for it. "float" leaves all of these float, as
+                    the paper has it
     rescale:        with dorefa, gives each layer the mean size of its weights back, for models without batch norms
     most_weight_bits: no weight gets more bits than that, wherever they are named: 7 for processors whose int8
                     kernels saturate. What flows between layers keeps its bits
+    least_gate_bits: gates have so many bits where the activations have fewer [ours]: sigmoids and hard sigmoids that
+                    are only multiplied with something, as in SiLU and squeeze-and-excitation. They cost nothing in
+                    the file, and at fewer bits than 8 an operation more at run time
     calibration:    float input batches (N, C, H, W), normalised as in training, from which the scales start
     note:           is told in a sentence each what is quantized in another way than the rest, and why, and what was
                     left float unasked
@@ -143,6 +150,7 @@ def quantize(
         signed=signed,
         rescale=rescale,
         most_weight_bits=most_weight_bits,
+        least_gate_bits=least_gate_bits,
     )
     check_inputs(model, example)
     if choice.is_dorefa:
@@ -286,12 +294,19 @@ _Overrides = list[tuple[set[str], Mapping[str, Bits]]]
 
 
 def _overrides(flow: Flow, choice: Scheme) -> _Overrides:
-    """The layers that each pattern picks, and their bits, in the order given."""
+    """The layers (if it picks none, the gates) that each pattern picks, and their bits, in the order given."""
     every = {name: layer for name, layer in flow.modules.items() if name in flow.layers}
-    found = [(matched(every, pattern), bits) for pattern, bits in choice.overrides.items()]
-    for (names, _), pattern in zip(found, choice.overrides, strict=True):
+    gates = gate_modules(flow)
+    found = []
+    for pattern, bits in choice.overrides.items():
+        names = matched(every, pattern)
+        if not names and (names := matched(gates, pattern)) and "weights" in bits:
+            raise QuantizeError(
+                f'overrides: "{pattern}" names a gate, which has no weights: give it activations alone.'
+            )
         if not names:
-            raise QuantizeError(f"overrides: {no_match(every, pattern)}")
+            raise QuantizeError(f"overrides: {no_match({**every, **gates}, pattern)}")
+        found.append((names, bits))
     return found
 
 
@@ -322,7 +337,9 @@ def _placed(
     if choice.is_dorefa:
         if note is not None and choice.signed == "float":
             dorefa.tell_signed(groups, flow, kept_float, note)
-        groups = dorefa.placed(groups, flow, kept_float, choice.signed != "float")
+        groups = dorefa.placed(
+            groups, flow, kept_float, with_signed=choice.signed != "float", with_pooled=choice.pooled
+        )
     placed = []
     for group in groups:
         read_by = {flow.layer(reader) for reader in group.readers}
@@ -332,8 +349,11 @@ def _placed(
             bits = bits and choice.signed
         elif group.is_outermost and choice.first_and_last != "float":
             bits = bits and choice.first_and_last
+        gates = gates_of(group, flow)
+        if gates and isinstance(bits, int):
+            bits = max(bits, choice.least_gate_bits)
         for names, given in overrides:
-            if "activations" in given and names & read_by:
+            if "activations" in given and names & (read_by | gates):
                 bits = given["activations"]
         if isinstance(bits, int):
             placed.append((group, _Quantizer(bits, group.is_unsigned, is_fixed)))

@@ -303,7 +303,7 @@ def _original(
     if with_file and any(stage.word == "export" for stage in recipe.stages):
         path = folder.path / "original.onnx"
         deploy.write(model, path, image_shape=data.image_shape, metadata=metadata_of(recipe, data))
-        times = deploy.latency(path, threads=inputs.target.threads)
+        times = deploy.latency(path, threads=inputs.target.threads, runtime=inputs.target.runtime)
         row["bytes"] = path.stat().st_size
         row["latency_ms"] = {"p50": times.p50_ms, "p95": times.p95_ms}
     return row

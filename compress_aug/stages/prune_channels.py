@@ -227,8 +227,9 @@ def _latency_ms(path: Path, setup: Setup) -> float:
 
     if setup.rehearsal:
         return 0.0
-    threads = setup.target.threads
-    times = [deploy.latency(path, threads=threads, repeats=_REPEATS).p50_ms for _ in range(_PROCESSES)]
+    target = setup.target
+    how: dict[str, Any] = {"threads": target.threads, "repeats": _REPEATS, "runtime": target.runtime}
+    times = [deploy.latency(path, **how).p50_ms for _ in range(_PROCESSES)]
     return statistics.median(times)
 
 

@@ -11,7 +11,7 @@ def without_8_bits(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `quantize` with activations of at most 7 bits.
 
     >>> without_8_bits({"activations": 8, "first_and_last": 8, "overrides": {"fc": {"activations": 8}}})
-    {'activations': 7, 'first_and_last': 7, 'overrides': {'fc': {'activations': 7}}}
+    {'activations': 7, 'first_and_last': 7, 'overrides': {'fc': {'activations': 7}}, 'least_gate_bits': 7}
     """
     overrides = {
         pattern: {side: _at_most(bits) if side == "activations" else bits for side, bits in given.items()}
@@ -19,7 +19,7 @@ def without_8_bits(options: Mapping[str, Any]) -> dict[str, Any]:
     }
     # One number stands for the ends' weights and for what they read.
     changed = {name: _at_most(options[name]) for name in ("activations", "first_and_last")}
-    return {**options, **changed, "overrides": overrides}
+    return {**options, **changed, "overrides": overrides, "least_gate_bits": MOST_BITS}
 
 
 def has_8_bit_activations(stage: Any) -> bool:
