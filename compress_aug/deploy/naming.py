@@ -84,7 +84,8 @@ def quantized_values(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tens
         if not isinstance(output, Tensor) and getattr(output, "scale", None) is not None:
             name = names[proxy]
             counts[name] = counts.get(name, 0) + 1
-            found[_numbers(name, counts[name])] = (output.value.detach(), output.scale.detach())
+            # A copy, because what reads it may work in place.
+            found[_numbers(name, counts[name])] = (output.value.detach().clone(), output.scale.detach())
 
     names = {
         proxy: name.removesuffix(".act_quant")

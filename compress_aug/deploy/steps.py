@@ -196,17 +196,18 @@ def _float_layers(graph: Graph) -> list[_Tap]:
 def _layer_values(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """What each layer with a weight gives at its first call, and the batch norm after it, if one is next."""
     found: dict[str, list[Tensor]] = {}
-    last: list[str] = []
+    last: list[tuple[str, Tensor]] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        # Copies, because a ReLU behind may work in place.
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # The exporter merges it into the layer.
-            if last and inputs[0] is found[last[0]][0]:
-                found[last[0]].append(output)
+            if last and inputs[0] is last[0][1]:
+                found[last[0][0]].append(output.clone())
             last.clear()
         elif names[module] not in found and isinstance(output, Tensor):
-            found[names[module]] = [output]
-            last[:] = [names[module]]
+            found[names[module]] = [output.clone()]
+            last[:] = [(names[module], output)]
 
     kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
     names: dict[nn.Module, str] = {
