@@ -214,6 +214,47 @@ def test_a_clamp_before_a_narrow_quantizer_becomes_its_bounds():
     assert np.array_equal(_run(changed, line), _run(model, line))
 
 
+def _padded(value=0.0, mode="constant", scale=0.1):
+    """Quantized, dequantized, padded along the channels, and something that reads it."""
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["integers"]),
+        onnx.helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["floats"]),
+        onnx.helper.make_node("Pad", ["floats", "pads", "fill"], ["wide"], mode=mode),
+        onnx.helper.make_node("Abs", ["wide"], ["logits"]),
+    ]
+    constants = {
+        "scale": np.float32(scale),
+        "zero": np.uint8(100),
+        "pads": np.array([0, 0, 0, 1], dtype=np.int64),
+        "fill": np.float32(value),
+    }
+    graph = onnx.helper.make_graph(
+        nodes,
+        "toy",
+        [onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["n", 3])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.asarray(item), name) for name, item in constants.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
+
+
+def test_zeros_are_padded_as_integers():
+    model = _padded()
+    changed, counts = _changed(model, rewrites.pad_as_integers)
+    assert counts == [1]
+    kinds = [node.op_type for node in changed.graph.node]
+    assert kinds == ["QuantizeLinear", "Pad", "DequantizeLinear", "Abs"]
+    onnx.checker.check_model(changed, full_check=True)
+    images = np.random.default_rng(0).normal(0, 5, (50, 3)).astype(np.float32)
+    assert np.array_equal(_run(changed, images), _run(model, images))
+
+
+@pytest.mark.parametrize("given", [{"value": 0.5}, {"mode": "edge"}])
+def test_what_is_padded_otherwise_stays_in_float(given):
+    _, counts = _changed(_padded(**given), rewrites.pad_as_integers)
+    assert counts == [0]
+
+
 def test_a_bias_is_rounded_by_at_most_half_a_step(stock):
     before = {tensor.name: numpy_helper.to_array(tensor) for tensor in stock.graph.initializer}
     changed, counts = _changed(stock, *BEFORE_BIASES, integer_biases)

@@ -481,9 +481,7 @@ def test_8_bits_compute_nearly_the_same_on_integer_kernels(name: str, tmp_path) 
     assert error < 0.1
     assert parity.wrong is None
     assert found.integer_layers >= weighted_layers(name)
-    # A file may add float maps where one of them was padded with zero channels; it multiplies none.
-    assert all(kind == "Add" for _, kind, _ in found.stayed_float)
-    assert name in PYRAMIDS or found.float_layers == 0
+    assert found.float_layers == 0
 
 
 @pytest.mark.slow
@@ -492,7 +490,7 @@ def test_8_bits_compute_nearly_the_same_on_integer_kernels(name: str, tmp_path) 
 def test_4_bits_run_on_integer_kernels_too(name: str, batch_norm: str, tmp_path) -> None:
     _, found, parity = exported(name, tmp_path / "model.onnx", 4, batch_norm=batch_norm)
     assert parity.wrong is None
-    assert all(kind == "Add" for _, kind, _ in found.stayed_float)
+    assert found.float_layers == 0
     assert found.integer_layers >= weighted_layers(name)
 
 

@@ -62,7 +62,9 @@ def _rewrites(graph: Graph, pack: bool, opset: int) -> Iterator[tuple[str, int]]
     yield "clamp_as_integers", sum(iter(lambda: clamp_as_integers(graph), 0))
     yield "drop_idle_clips", drop_idle_clips(graph)
     yield "drop_requantization", drop_requantization(graph)
-    moving = iter(lambda: move_data_as_integers(graph) + drop_requantization(graph), 0)
+    moving = iter(
+        lambda: move_data_as_integers(graph) + pad_as_integers(graph) + drop_requantization(graph), 0
+    )
     yield "move_data_as_integers", sum(moving)
     yield "integer_biases", integer_biases(graph)
     yield "fold_shuffles", fold_shuffles(graph)
@@ -303,6 +305,37 @@ def move_data_as_integers(graph: Graph) -> int:
             graph.add_node(DEQUANTIZE, [integer, *sources[0].input[1:]], tensor, output=tensor)
         moved += 1
     return moved
+
+
+def pad_as_integers(graph: Graph) -> int:
+    """Fill in the zero point of integers instead of zeros in floats: channels that a PyramidNet's shortcut gains."""
+    moved = 0
+    for node in graph.nodes("Pad"):
+        sources = _dequantized_alike(graph, node)
+        output = node.output[0]
+        if (
+            not sources
+            or graph.is_output(output)
+            or not graph.readers(output)
+            or not _fills_with_zero(graph, node)
+        ):
+            continue
+        source = sources[0]
+        graph.rewire(node, 0, source.input[0])
+        node.input.extend([""] * (3 - len(node.input)))
+        graph.rewire(node, 2, source.input[2])
+        integer = graph.new_name(output)
+        graph.rename_output(node, output, integer)
+        graph.add_node(DEQUANTIZE, [integer, *source.input[1:]], output, output=output)
+        moved += 1
+    return moved
+
+
+def _fills_with_zero(graph: Graph, node: NodeProto) -> bool:
+    """Whether a Pad puts constant zeros, along all axes."""
+    mode = next((attribute.s for attribute in node.attribute if attribute.name == "mode"), b"constant")
+    value = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    return mode == b"constant" and value is not None and not np.any(value) and len(node.input) < 4
 
 
 def _dequantized_alike(graph: Graph, node: NodeProto) -> list[NodeProto]:
