@@ -108,6 +108,10 @@ def test_what_a_run_writes_down_is_read_back_the_same(loss, preset, tmp_path):
         ),
         ("taps: [layer1]", "taps belongs to rkd, mhgd, kd_svd, ii_kd, and this loss is soft_labels"),
         ("loss: rkd, taps: auto", "rkd compares logits, and reads no taps: set embedding: pooled"),
+        (
+            "loss: mhgd, attention: random, attention_epochs: 0.5",
+            "with attention: random no heads are trained before",
+        ),
         ("loss: kd_svd, lambda_mode: off", "set clip: true, or leave it out"),
         ("loss: ii_kd, lambda_mode: off, weight: 0.4", "with lambda_mode: off there is no weight"),
         ("loss: dml, heads: 4", "heads belongs to mhgd, ii_kd, and this loss is dml"),

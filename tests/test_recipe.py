@@ -7,7 +7,7 @@ import pytest
 from compress_aug.errors import RecipeError
 from compress_aug.recipe import Recipe, load_recipe, recipe_schema, with_choices
 from compress_aug.schedule import Points, Ramp
-from compress_aug.stages import Attach, Drop, Export, Keep, Prune, Quantize, Stage, Train
+from compress_aug.stages import Attach, Drop, Export, Keep, Model, Prune, Quantize, Stage, Train
 
 HEAD = "version: 1\nmodel: resnet8\ndata: digits\n"
 
@@ -340,6 +340,7 @@ def test_what_is_legal_but_rarely_wanted_is_said(stages, told):
         [Quantize(batch_norm="keep"), Train(epochs=1, lr=0.01)],
         [Quantize(scheme="dorefa", weights=4, activations=4), Train(epochs=1, lr=0.01)],
         [Train(epochs=1, lr=0.1), Quantize()],
+        [Quantize(), Model(name="resnet8"), Train(epochs=1, lr=0.1)],
     ],
 )
 def test_learning_rates_that_a_quantized_net_bears_are_no_news(stages):

@@ -1,10 +1,12 @@
 """Searches without recipes: exploit and explore, the population in this process, the sweep over magnitudes."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from compress_aug import search
 from compress_aug.augment import LearnedAugment
 from compress_aug.data import Data
 from compress_aug.errors import DataError, Interrupted, RecipeError, RunFolderError, TrainingError
+from compress_aug.pictures.sweep_drawing import draw_sweep
 from compress_aug.policies import (
     MAX_MAGNITUDE,
     MAX_PROBABILITY,
@@ -36,9 +39,11 @@ from compress_aug.search import (
     kept_schedule,
     maximal_magnitude,
     optimal_magnitude,
+    ray_driver,
     reduced,
     search_population,
     sweep,
+    table_rows,
 )
 from compress_aug.training import CrossEntropy, Settings, Training
 
@@ -272,17 +277,17 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(tmp_path, after: int) 
 
 
 def test_the_teachers_loss_and_momentum_are_those_of_each_member() -> None:
-    """A population of which nobody is exchanged trains each member as alone."""
-    data, epochs = tiny_data(train=48, validation=32), 2
+    """Up to the first exchange each member trains as alone."""
+    data, epochs = tiny_data(train=48, validation=32), 3
     slot = slot_for(data, epochs)
-    found = search_population(training_for(slot, epochs, data), slot, population=2, every=5, seed=3)
+    found = search_population(training_for(slot, epochs, data), slot, population=2, every=2, seed=3)
     for number in range(2):
         alone = training_for(slot_for(data, epochs), epochs, data)
         alone.seed = search.population.mixed_seed(3, "member", number)
-        while alone.epochs_done < epochs:
+        while alone.epochs_done < 2:
             alone.epoch()
-        assert found.curves[number] == tuple(row["validation_accuracy"] for row in alone.history)
-    assert found.taken == 0
+        assert found.curves[number][:2] == tuple(row["validation_accuracy"] for row in alone.history)
+    assert found.taken == 1
 
 
 def test_an_objective_with_a_state_of_its_own_follows_its_member() -> None:
@@ -381,8 +386,61 @@ def test_the_folder_of_another_search_is_refused(tmp_path) -> None:
         found_by(tmp_path)
 
 
+def _without_members(folder) -> None:
+    path = folder / "population.json"
+    journal = json.loads(path.read_text())
+    del journal["members"]
+    path.write_text(json.dumps(journal))
+
+
+def _one_member_less(folder) -> None:
+    path = folder / "population.json"
+    journal = json.loads(path.read_text())
+    del journal["members"][0]
+    path.write_text(json.dumps(journal))
+
+
+def _cut_short(folder) -> None:
+    for path in folder.glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:200])
+
+
+def _of_another_net(folder) -> None:
+    for path in folder.glob("*.pt"):
+        torch.save({"model": {}}, path)
+
+
 @pytest.mark.parametrize(
-    ("keys", "message"), [({"population": 1}, "at least 2"), ({"every": 0}, "every 1 or more")]
+    "damage",
+    [
+        lambda folder: (folder / "population.json").write_text("[]"),
+        _without_members,
+        _one_member_less,
+        _cut_short,
+        _of_another_net,
+    ],
+)
+def test_a_damaged_folder_is_one_sentence_with_the_way_out(tmp_path, damage) -> None:
+    def stop(progress) -> None:
+        if progress.done == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        found_by(tmp_path, told=stop)
+    damage(tmp_path)
+    with pytest.raises(RunFolderError, match=r"is damaged .*delete .*the search begins anew"):
+        found_by(tmp_path)
+    (tmp_path / "population.json").unlink()
+    assert found_by(tmp_path).schedule.epochs == 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"population": 1}, "at least 2"),
+        ({"every": 0}, "every 1 or more"),
+        ({"every": 6}, "every 6 of 6 epochs leaves no epoch behind one"),
+    ],
 )
 def test_senseless_numbers_are_refused(keys, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -392,6 +450,96 @@ def test_senseless_numbers_are_refused(keys, message: str) -> None:
 def test_nothing_to_validate_on_is_refused() -> None:
     with pytest.raises(RecipeError, match="holds none out"):
         found_by(data=tiny_data(validation=0))
+
+
+# ---------------------------------------------------------------- members on Ray, without Ray
+
+
+class Trainable:
+    """What Ray's class of this name gives to a member, and no more."""
+
+    trial_resources = SimpleNamespace(required_resources={"CPU": 1})
+
+    def __init__(self, trial_id: str, config, **keys) -> None:
+        self.trial_id = trial_id
+        self.setup(config, **keys)
+
+
+def made():
+    data = tiny_data(train=48, validation=32)
+    slot = slot_for(data, 3)
+    return training_for(slot, 3, data), slot
+
+
+def test_a_process_of_ray_that_takes_up_another_member_begins_anew() -> None:
+    member_class = ray_driver._member_class(SimpleNamespace(Trainable=Trainable))
+    config = {"hp_policy": Policy.none().vector()}
+    other = {"hp_policy": [2] * 60}
+    threads = torch.get_num_threads()
+    fresh = member_class("run_00001", other, make=made, seed=5)
+    reused = member_class("run_00000", config, make=made, seed=5)
+    torch.set_num_threads(threads)
+    first = [reused.step()["val_acc"] for _ in range(3)]
+    reused.trial_id = "run_00001"
+    assert reused.reset_config(other)
+    assert reused._training.epochs_done == 0
+    expected = [fresh.step()["val_acc"] for _ in range(3)]
+    assert [reused.step()["val_acc"] for _ in range(3)] == expected != first
+    for name, value in fresh._training.model.state_dict().items():
+        assert torch.equal(value, reused._training.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [[{"training_iteration": 4}, {"training_iteration": 2}], [{"training_iteration": 4}, None], [{}, {}]],
+)
+def test_members_that_ray_did_not_finish_are_an_interruption(tmp_path, metrics) -> None:
+    class Results(list):
+        num_errors = 0
+
+    results = Results(SimpleNamespace(metrics=one) for one in metrics)
+    with pytest.raises(Interrupted, match="of 2 members were done"):
+        ray_driver._found(results, tmp_path, 2, 4, {})
+
+
+def test_the_curves_of_members_are_those_of_their_epochs(tmp_path) -> None:
+    """Epochs that a dead process did twice, and those that were passed over by taking over, shift nothing."""
+
+    class Results(list):
+        num_errors = 0
+
+    rows = [
+        ([1, 2, 2, 3, 4], [0.1, 0.2, 0.3, 0.4, 0.5]),
+        ([1, 4], [0.1, 0.6]),
+        ([1, 2, 5], [0.1, -1.0, 0.4]),
+    ]
+    results = Results()
+    for number, (epochs, values) in enumerate(rows):
+        place = tmp_path / f"population/Member_run_{number:05d}"
+        place.mkdir(parents=True)
+        lines = [
+            json.dumps({"training_iteration": epoch, "val_acc": value}) + "\n"
+            for epoch, value in zip(epochs, values, strict=True)
+        ]
+        # The first epoch is of the time before a stop: Ray writes its file anew when the search goes on.
+        (place / "result.json").write_text(lines[0])
+        ray_driver._put_by(tmp_path)
+        ray_driver._put_by(tmp_path)
+        (place / "result.json").write_text("".join(lines[1:]))
+        results.append(
+            SimpleNamespace(
+                metrics={
+                    "training_iteration": epochs[-1],
+                    "trial_id": f"run_{number:05d}",
+                    "val_acc": values[-1],
+                },
+                config={"hp_policy": Policy.none().vector()},
+                path=str(place),
+            )
+        )
+    found = ray_driver._found(results, tmp_path, 3, 4, {})
+    assert found.curves == ((0.1, 0.3, 0.4, 0.5), (0.1, None, None, 0.6), (0.1, None, None, 0.4))
+    assert (found.best, found.score) == (1, 0.6)
 
 
 # ---------------------------------------------------------------- magnitudes
@@ -446,6 +594,58 @@ def test_a_sweep_goes_on_from_its_journal(tmp_path) -> None:
     journal.write_text("[{}]")
     with pytest.raises(RunFolderError, match="is damaged"):
         sweep(train, [0.0], [None], journal=journal)
+
+
+@pytest.mark.parametrize("text", ["3", "{}", '{"a": 1}', "[[]]"])
+def test_a_damaged_journal_of_a_sweep_is_told(tmp_path, text: str) -> None:
+    (tmp_path / "o.json").write_text(text)
+    with pytest.raises(RunFolderError, match="delete it, and the search begins anew"):
+        sweep(outcome, [0.0], [None, 4], journal=tmp_path / "o.json")
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, math.inf])
+@pytest.mark.parametrize("by", ["accuracy", "cross_entropy"])
+def test_what_broke_down_ranks_last_and_is_told(tmp_path, nothing: float | None, by: str) -> None:
+    gone, asked = {(4, 0), (4, 1), (30, 1)}, []
+
+    def train(sparsity, magnitude, seed):
+        asked.append((magnitude, seed))
+        one = outcome(sparsity, magnitude, seed)
+        return replace(one, cross_entropy=nothing) if (magnitude, seed) in gone else one
+
+    journal = tmp_path / "o.json"
+    keys = {"refine": 0, "seeds": (0, 1), "by": by, "journal": journal}
+    (found,) = sweep(train, [0.0], [None, 4, 12, 30], **keys)
+    assert (found.optimal, found.maximal) == (12, 12)
+    # One seed is enough: a mean over those that are left would make it look better than it is.
+    assert found.curve[4] == found.curve[30] == (None, None, None)
+    assert table_rows([found])[0]["broke down"] == "4, 30"
+    text = journal.read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    (again,) = sweep(train, [0.0], [None, 4, 12, 30], **keys)
+    assert again == found and len(asked) == 8
+    figure = draw_sweep([found], tmp_path / "sweep.png", title="a", note="b")
+    assert figure.is_file()
+
+
+def test_where_none_broke_down_any_other_is_no_worse() -> None:
+    def train(sparsity, magnitude, seed):
+        one = outcome(sparsity, magnitude, seed)
+        return replace(one, accuracy=None) if magnitude in (None, 30) else one
+
+    (found,) = sweep(train, [0.0], [None, 12, 30], refine=0)
+    assert (found.optimal, found.maximal) == (12, 12)
+    assert "broke down" not in table_rows(sweep(outcome, [0.0], [None, 12], refine=0))[0]
+    assert table_rows([found])[0]["without"] == ""
+    assert (optimal_magnitude({None: math.nan, 4: 0.1}), maximal_magnitude({None: math.nan, 4: 0.1})) == (
+        4,
+        4,
+    )
+
+
+def test_when_every_magnitude_breaks_down_it_is_said(tmp_path) -> None:
+    with pytest.raises(TrainingError, match=r"at sparsity 0\.5 broke down.*smaller lr"):
+        sweep(lambda *key: replace(outcome(*key), accuracy=math.nan), [0.5], [None, 4])
 
 
 def test_by_cross_entropy_the_smaller_is_better() -> None:

@@ -143,7 +143,7 @@ def test_a_magnitude_may_come_from_a_file(tmp_path, monkeypatch):
             "{magnitude: learned.yaml}",
             "magnitude: learned.yaml holds a learned policy; write policy: learned.yaml",
         ),
-        ("{magnitude: auto}", "needs a search stage before it"),
+        ("{magnitude: auto}", "add auto: {reference: NAME}"),
         ("{replay: legacy}", "replay belongs to a learned policy"),
         ("{replay: legcy, policy: learned.yaml}", 'found "legcy"'),
         ("{cutout: 5}", "multiple of 2"),

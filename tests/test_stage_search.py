@@ -1,5 +1,6 @@
 """`search` in recipes: mistakes, plans, what is kept and used, what resumes, and that the model comes out untouched."""
 
+import io
 import json
 import pickle
 import sys
@@ -15,9 +16,18 @@ from toys import tiny_data, tiny_net
 
 import compress_aug
 from compress_aug import Distill, Keep, PolicySlot, Prune, Quantize, Recipe, Search, Stage, Train
-from compress_aug.errors import Interrupted, MissingPart, RecipeError
+from compress_aug.errors import (
+    DataError,
+    Interrupted,
+    MissingPart,
+    RecipeError,
+    RunFolderError,
+    TrainingError,
+)
 from compress_aug.policies import Policy, PolicySchedule, read_schedule
 from compress_aug.recipe import load_recipe
+from compress_aug.report.contract import as_report
+from compress_aug.report.searches import figures
 from compress_aug.search import population, reduced
 from compress_aug.stages import policies as stage_policies
 from compress_aug.training import Training
@@ -182,6 +192,127 @@ def test_check_tries_it_without_searching(tmp_path) -> None:
     assert len(report["stages"]) == 3
 
 
+class Count(Stage):
+    """Counts what hangs on the kept teacher."""
+
+    word = "count"
+
+    def run(self, state, setup):
+        modules = list(state.kept["teacher"].modules())
+        setup.record("hooks", sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules))
+        return state
+
+
+TAPPED = Distill(teacher="teacher", loss="kd_svd", taps=["2", "5"])
+
+
+def test_nothing_stays_on_the_teacher_behind_a_search(tmp_path) -> None:
+    stages = [train(1), Keep(name="teacher"), policies(train=train(distill=TAPPED)), Count()]
+    assert row(run(stages, tmp_path / "run"), 3)["hooks"] == 0
+    report = compress_aug.check(
+        Recipe(stages, name="toy"), model=tiny_net(), data=tiny_data(), device="cpu", console=QUIET
+    )
+    assert report["stages"][3]["hooks"] == 0
+
+
+def _breaks_down_at(monkeypatch, *wrong) -> None:
+    close = Training._close_epoch
+
+    def broken(training, epoch):
+        if training._tally.first in wrong:
+            raise TrainingError("The loss became nan in epoch 1")
+        close(training, epoch)
+
+    monkeypatch.setattr(Training, "_close_epoch", broken)
+
+
+@pytest.mark.parametrize("start", ["model", "trained"])
+def test_a_magnitude_that_no_training_bears_ranks_last(tmp_path, monkeypatch, start: str) -> None:
+    _breaks_down_at(monkeypatch, 14)
+    stages = [
+        *(train(1), Keep(name="teacher")),
+        magnitudes(refine=0, start=start, train=train(1, distill=TAPPED)),
+        Count(),
+    ]
+    said = io.StringIO()
+    result = run(stages, tmp_path / "run", console=Console(width=200, file=said))
+    assert row(result, 3)["hooks"] == 0
+    (summary,) = row(result, 2)["search"]["summaries"]
+    assert summary["curve"][2] == [14, None, None, None] and summary["optimal"] != 14
+    assert "M 14, seed 0: broke down" in said.getvalue() and "1 of the magnitudes tried" in said.getvalue()
+    outcomes = json.loads((tmp_path / "run/02-search/outcomes.json").read_text())
+    assert [one["accuracy"] is None for one in outcomes] == [False, False, True]
+    assert "<svg" in next(figures(as_report(result.report)))[3]
+
+
+def test_a_sweep_of_which_all_breaks_down_is_told(tmp_path, monkeypatch) -> None:
+    _breaks_down_at(monkeypatch, None, 4, 14)
+    with pytest.raises(TrainingError, match="Every training of the search at sparsity 0 broke down"):
+        run([magnitudes()], tmp_path / "run")
+
+
+def test_resumed_by_the_recipe_of_the_run_it_is_the_same_search(tmp_path) -> None:
+    """What is chosen for a kind of search is written down, so that reading it back finds nothing to choose."""
+    stages = [
+        policies(),
+        policies("other", train=train(augment={"fill": 7})),
+        policies("third", train={**train().model_dump(exclude={"augment"}), "augment": {"cutout": 2}}),
+    ]
+    recipe = Recipe(stages, name="toy", model="resnet8", data="digits")
+    recipe.save(tmp_path / "recipe.yaml")
+    saved = load_recipe(tmp_path / "recipe.yaml")
+    assert tuple(saved.stages) == tuple(recipe.stages)
+    for one, again in zip(recipe.stages, saved.stages, strict=True):
+        assert one.train.augment._fill_of((0.5, 0.2, 0.1)) == again.train.augment._fill_of((0.5, 0.2, 0.1))
+    assert [stage.train.augment.fill for stage in stages] == ["mean", 7, "mean"]
+    assert magnitudes().train.augment.fill == 0
+
+
+def test_a_search_that_nothing_uses_is_left_out_of_recipes_in_code(tmp_path) -> None:
+    unused, used = policies(only_if_used=True), policies("there", only_if_used=True)
+    recipe = Recipe([unused, used, train(1, augment={"policy": "there"})], name="toy")
+    assert [row["stage"].split(",")[-1] for row in recipe.plan()][:1] == [" keep there"]
+    assert "keep found is left out" in recipe.warnings()[0]
+    result = run([unused, used, train(1, augment={"policy": "there"})], tmp_path / "run")
+    assert [one["word"] for one in result.report["stages"]] == ["search", "train"]
+    assert "only_if_used" not in (tmp_path / "run/recipe.yaml").read_text()
+    compress_aug.load(tmp_path / "run", model=tiny_net())
+    run([unused, used, train(1, augment={"policy": "there"})], tmp_path / "run", resume=True)
+    with pytest.raises(RecipeError, match=r"stages is empty[^~]*keep found is left out"):
+        run([unused], tmp_path / "nothing")
+
+
+def test_check_does_without_a_validation_split_as_the_search_does(tmp_path) -> None:
+    data = tiny_data(train=600)
+    data = replace(data, validation=data.validation.first(0))
+    fits = policies(train_images=300, validation_images=64)
+    keys = {"model": tiny_net(), "data": data, "device": "cpu", "console": QUIET}
+    assert compress_aug.check(Recipe([fits], name="toy"), **keys)["stages"]
+    sweeps = magnitudes(train_images=300, validation_images=64)
+    assert compress_aug.check(Recipe([sweeps], name="toy"), **keys)["stages"]
+    # Where nothing is left in truth, both say it, and before the first stage.
+    none_left = [train(1), policies(train_images=600, validation_images=64)]
+    with pytest.raises(DataError, match=r"stage 1 .*none are left"):
+        compress_aug.check(Recipe(none_left, name="toy"), **keys)
+    with pytest.raises(DataError, match="none are left"):
+        run(none_left, tmp_path / "run", data=data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_only_searched_has_no_model_to_start_from(tmp_path) -> None:
+    run([policies()], tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"has changed the model yet.*found\.yaml"):
+        run([train(1)], tmp_path / "other", start_from=tmp_path / "run")
+    with pytest.raises(RunFolderError, match="has changed the model yet"):
+        compress_aug.load(tmp_path / "run", model=tiny_net())
+
+
+def test_several_processes_are_refused_before_the_first_stage(tmp_path) -> None:
+    with pytest.raises(RecipeError, match=r"stage 1 .*a search runs in one process, and this run has 2"):
+        run([train(1), policies()], tmp_path / "run", devices=2)
+    assert not (tmp_path / "run").exists()
+
+
 def read(tmp_path, stages, head="version: 1\nmodel: resnet8\ndata: digits\n"):
     path = tmp_path / "mine.yaml"
     path.write_text(head + "stages:\n" + textwrap.indent(textwrap.dedent(stages), "  "))
@@ -231,6 +362,7 @@ def test_defaults_of_train_reach_the_train_of_a_search(tmp_path) -> None:
             "every is not of kind magnitude",
         ),
         ("- search: {kind: magnitude, keep: a, grid: [31], train: {epochs: 5}}", "0..30, and none, found 31"),
+        ("- search: {kind: magnitude, keep: a, grid: [true], train: {epochs: 5}}", "and none, found True"),
         ("- search: {kind: magnitude, keep: a, grid: [], train: {epochs: 5}}", "0..30"),
         ("- search: {kind: magnitude, keep: a, sparsity: [20], train: {epochs: 5}}", r"shares in \[0, 1\)"),
         (
@@ -285,8 +417,37 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, stages: str, message: 
 
 def test_without_ray_it_is_said_what_to_install(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPart, match=r'pip install "compress-aug\[ray\]"'):
-        run([policies(driver="ray")], tmp_path / "run")
+    recipe = Recipe([train(1), policies(driver="ray")], name="toy")
+    with pytest.raises(MissingPart, match=r'stage 1 .*pip install "compress-aug\[ray\]"'):
+        run(recipe.stages, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(MissingPart, match="pip install"):
+        compress_aug.check(recipe, model=tiny_net(), data=tiny_data(), device="cpu", console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "stage", "message"),
+    [
+        (
+            "{train: {weights: best}}",
+            "{kind: population, keep: a, train: {epochs: 5}}",
+            "write prune: null or",
+        ),
+        (
+            "{search: {population: 4}}",
+            "{kind: magnitude, keep: a, train: {epochs: 5}}",
+            "where defaults set it, write population: null",
+        ),
+    ],
+)
+def test_what_defaults_set_has_a_way_out(tmp_path, defaults: str, stage: str, message: str) -> None:
+    head = f"version: 1\nmodel: resnet8\ndata: digits\ndefaults: {defaults}\n"
+    with pytest.raises(RecipeError, match=message):
+        read(tmp_path, f"- search: {stage}", head)
+    way_out = stage.replace("epochs: 5", "epochs: 5, weights: last").replace(
+        "keep: a", "keep: a, population: null"
+    )
+    assert read(tmp_path, f"- search: {way_out}", head).stages
 
 
 def test_members_elsewhere_are_made_of_checkpoints(tmp_path) -> None:

@@ -1,5 +1,13 @@
 """Image augmentation at a magnitude 0..30: batched, and the same for an image wherever it is drawn."""
 
+from compress_aug.augment.auto import (
+    AutoMagnitude,
+    Difficulty,
+    difficulty,
+    knowledge_sums,
+    next_magnitude,
+    probe_interval,
+)
 from compress_aug.augment.crop_flip import draw_crop_flip
 from compress_aug.augment.cutout import draw_cutout
 from compress_aug.augment.draws import Stream, draw_words
@@ -15,6 +23,8 @@ from compress_aug.augment.transform import AugmentTransform
 __all__ = [
     "AugmentTransform",
     "Augmentation",
+    "AutoMagnitude",
+    "Difficulty",
     "Executor",
     "LearnedAugment",
     "Operation",
@@ -26,6 +36,7 @@ __all__ = [
     "augment_images",
     "check_magnitude",
     "crop_and_flip",
+    "difficulty",
     "draw_crop_flip",
     "draw_cutout",
     "draw_magnitudes",
@@ -33,6 +44,9 @@ __all__ = [
     "draw_policy",
     "draw_words",
     "filter_scores",
+    "knowledge_sums",
     "magnitude_arguments",
+    "next_magnitude",
     "policy_arguments",
+    "probe_interval",
 ]

@@ -174,12 +174,12 @@ class TeacherFilter:
                 "the filter needs normalise and, unless beta is 0, the student: give both, or let a Training use it"
             )
         inputs = self._normalise(images)
-        with self._autocast(), _evaluating(self.teacher):
+        with self._autocast(), evaluating(self.teacher):
             teacher = _logits(self.teacher(inputs), "teacher")
             if not self._score["beta"]:
                 return teacher, None
             assert self.student is not None
-            with _evaluating(self.student):
+            with evaluating(self.student):
                 student = _logits(self.student(inputs), "student")
         if student.shape != teacher.shape:
             raise ModelError(
@@ -275,7 +275,7 @@ def _logits(output: object, who: str) -> Tensor:
 
 
 @contextmanager
-def _evaluating(net: Net) -> Iterator[None]:
+def evaluating(net: Net) -> Iterator[None]:
     """The net in eval mode, and each of its modules back in its own mode behind it."""
     modes = [(module, module.training) for module in net.modules()] if isinstance(net, nn.Module) else []
     if modes and isinstance(net, nn.Module):

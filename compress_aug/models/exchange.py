@@ -29,17 +29,44 @@ def fresh_model(
     'model'
     """
     check_name(name)
+    check_arguments(arguments)
     model = load_model({"name": name, **arguments}, classes=classes, image_shape=image_shape)
     record(model, VERB, name=name, arguments=dict(arguments), classes=classes, image_shape=list(image_shape))
     return model
 
 
 def replay(model: nn.Module, entry: LogEntry) -> nn.Module:
-    """The net of a log entry in place of whatever there is; its weights are random."""
-    channels, height, width = entry["image_shape"]
-    return fresh_model(
-        entry["name"], entry["arguments"], classes=entry["classes"], image_shape=(channels, height, width)
-    )
+    """The net of a log entry in place of whatever there is; its weights are random.
+
+    Raises ModelError for an entry that no `fresh_model` has written.
+    """
+    name, arguments, classes, shape = (entry[key] for key in ("name", "arguments", "classes", "image_shape"))
+    if not isinstance(name, str):
+        raise _damaged("name", "a text", name)
+    if not isinstance(arguments, dict):
+        raise _damaged("arguments", "keys with their values", arguments)
+    if not _is_count(classes):
+        raise _damaged("classes", "a number above 0", classes)
+    if not isinstance(shape, list) or len(shape) != 3 or not all(map(_is_count, shape)):
+        raise _damaged("image_shape", "channels, height and width", shape)
+    return fresh_model(name, arguments, classes=classes, image_shape=(shape[0], shape[1], shape[2]))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _damaged(key: str, expected: str, found: object) -> ModelError:
+    return ModelError(f'the log is damaged: its change "{VERB}" has {key} {found!r}, expected {expected}')
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise ModelError for arguments that would take the place of the name, which alone is checked."""
+    for key in ("name", "call"):
+        if key in arguments:
+            raise ModelError(
+                f'model: "{key}" is no argument of a net: write name: beside arguments:, not among them'
+            )
 
 
 def check_name(name: str) -> None:

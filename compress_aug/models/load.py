@@ -74,6 +74,11 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# They read weights from files, or fetch them: a net begins with random weights, and what it learned comes from
+# checkpoints, which are read without running code.
+_WEIGHTS_OF_TORCHVISION = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
+_WEIGHTS_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
 # Both return three outputs in training unless told not to, and warn unless the start weights are chosen.
 _TORCHVISION_EXTRAS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -232,8 +237,7 @@ def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
     if name not in known:
         raise ModelError(f'model: torchvision has no classifier "{name}"{_hint(name, known)}')
     arguments = {**_TORCHVISION_EXTRAS.get(name, {}), **arguments}
-    if arguments.get("weights") is not None:
-        raise ModelError(f"model: weights of torchvision:{name} would be downloaded: leave `weights` out.")
+    _refuse_weights(f"torchvision:{name}", arguments, _WEIGHTS_OF_TORCHVISION)
     return _built(f"torchvision:{name}", lambda: torchvision.models.get_model(name, **arguments))
 
 
@@ -247,9 +251,16 @@ def _from_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
     # A name with a colon (hf-hub:...) or a checkpoint would fetch files.
     if ":" in name or not timm.is_model(name):
         raise ModelError(f'model: timm has no model "{name}"{_hint(name, timm.list_models())}')
-    if arguments.get("pretrained"):
-        raise ModelError(f"model: weights of timm:{name} would be downloaded: leave `pretrained` out.")
+    _refuse_weights(f"timm:{name}", arguments, _WEIGHTS_OF_TIMM)
     return _built(f"timm:{name}", lambda: timm.create_model(name, **arguments))
+
+
+def _refuse_weights(name: str, arguments: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if arguments.get(key) not in (None, False):
+            raise ModelError(
+                f"model: weights of {name} would be downloaded, or read from a file: leave `{key}` out."
+            )
 
 
 def _hint(name: str, known: list[str]) -> str:

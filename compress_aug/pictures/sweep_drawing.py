@@ -35,15 +35,20 @@ def _figure(found: "Sequence[Summary]", title: str, note: str) -> Figure:
     colours = colormaps["viridis"]
     for number, one in enumerate(found):
         colour = colours(0.85 * number / max(len(found) - 1, 1))
-        places = [_NONE_AT if magnitude is None else magnitude for magnitude in one.curve]
-        means = [100 * mean for mean, _, _ in one.curve.values()]
-        spreads = [100 * (spread or 0.0) for _, spread, _ in one.curve.values()]
+        # Where a training broke down there is nothing to draw.
+        points = {
+            _NONE_AT if magnitude is None else magnitude: (100 * mean, 100 * (spread or 0.0))
+            for magnitude, (mean, spread, _) in one.curve.items()
+            if mean is not None
+        }
+        places = list(points)
+        means, spreads = [mean for mean, _ in points.values()], [spread for _, spread in points.values()]
         axes.plot(places, means, color=colour, linewidth=1.8, label=f"{100 * one.sparsity:.3g} % zeros")
         axes.errorbar(places, means, spreads, fmt=".", color=colour, capsize=2, markersize=4)
         best = _NONE_AT if one.optimal is None else one.optimal
-        axes.plot([best], [100 * one.curve[one.optimal][0]], "o", color=colour, markersize=9)
+        axes.plot([best], [points[best][0]], "o", color=colour, markersize=9)
         if one.maximal is not None:
-            axes.plot([one.maximal], [100 * one.curve[one.maximal][0]], ">", color=colour, markersize=8)
+            axes.plot([one.maximal], [points[one.maximal][0]], ">", color=colour, markersize=8)
     marks = ((("o"), "best"), ((">"), "largest that is no worse than none"))
     for mark, words in marks:
         axes.plot([], [], mark, color=PALE, label=words)

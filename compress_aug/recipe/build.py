@@ -12,7 +12,7 @@ from compress_aug.calls import import_call
 from compress_aug.errors import UserError, nearest
 from compress_aug.reading import Document, Key, sentences
 from compress_aug.schedule import Ramp, over_rounds
-from compress_aug.stages import STAGES, Search, Stage
+from compress_aug.stages import STAGES, Stage
 from compress_aug.stages.base import Part
 from compress_aug.targets import target_names
 
@@ -25,7 +25,6 @@ class Build:
     """Turns a document into stages. `problems` holds a sentence for each thing that is wrong with it.
 
     stages: the unrolled list;  places: file, line and key of each
-    notes:  what was left out, and why
     """
 
     def __init__(self, document: Document) -> None:
@@ -33,7 +32,6 @@ class Build:
         self.problems: list[str] = []
         self.stages: list[Stage] = []
         self.places: list[str] = []
-        self.notes: list[str] = []
         self._defaults: dict[str, dict[str, Any]] = {}
 
     def _problem(self, key: Key, sentence: str) -> None:
@@ -49,15 +47,15 @@ class Build:
             if word not in TOP_KEYS:
                 self._problem((word,), f'unknown key "{word}": {nearest(str(word), TOP_KEYS)}')
         self._check_version(data)
-        self._read_defaults(data.get("defaults", {}))
+        variables = self._variables(data)
+        self._read_defaults(data.get("defaults", {}), variables)
         stages = data.get("stages")
         if not isinstance(stages, list) or not stages:
             self._problem(
                 ("stages",) if "stages" in data else (), "stages: expected a list of at least one stage"
             )
         else:
-            self._read_stages(stages, ("stages",), self._variables(data, stages), "")
-            self._leave_out_unused()
+            self._read_stages(stages, ("stages",), variables, "")
         return {
             "model": self._typed(data, "model", (str, dict), None, "a name or {call: ...}"),
             "data": self._typed(data, "data", (str, dict), None, "a name, {folder: ...} or {call: ...}"),
@@ -66,31 +64,26 @@ class Build:
             "name": self._typed(data, "name", (str,), name, "a word"),
         }
 
-    def _variables(self, data: dict[Any, Any], stages: list[Any]) -> dict[str, Any]:
-        """What $names stand for in all stages."""
-        given = data.get("variables", {})
+    def _variables(self, data: dict[Any, Any]) -> dict[str, Any]:
+        """What $names stand for in all stages and defaults."""
+        given = data.get("variables")
+        if given is None:
+            return {}
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             self._problem(("variables",), "expected names and values, such as {student_schedule: student}")
             return {}
-        used = {name for item in stages for name in _columns_in(item)}
+        used = _columns_in([data.get("stages"), data.get("defaults")])
         for name in given:
-            if name not in used:
+            if self._is_name(name, ("variables", name)) and name not in used:
                 self._problem(("variables", name), f"no stage uses ${name}: write it where the value belongs")
         return dict(given)
 
-    def _leave_out_unused(self) -> None:
-        """Searches that are wanted only if something uses what they keep."""
-        rows = list(zip(self.stages, self.places, strict=True))
-        for number, (stage, _) in reversed(list(enumerate(rows))):
-            if (
-                isinstance(stage, Search)
-                and stage.only_if_used
-                and not stage.is_used(self.stages[number + 1 :])
-            ):
-                self.notes.append(
-                    f"{stage.title()} is left out: no later stage uses {stage.keep} (only_if_used)"
-                )
-                del self.stages[number], self.places[number]
+    def _is_name(self, name: object, key: Key) -> bool:
+        """Whether a $name can be written for it; if not, it is told."""
+        if isinstance(name, str) and re.fullmatch(r"\w+", name):
+            return True
+        self._problem(key, f'"{name}" cannot be written as a $name: use letters, digits and _')
+        return False
 
     def _check_version(self, data: dict[Any, Any]) -> None:
         if "version" not in data:
@@ -121,7 +114,7 @@ class Build:
             self._problem(("target",), f'there is no target "{target}": {nearest(target, target_names())}')
         return target
 
-    def _read_defaults(self, defaults: Any) -> None:
+    def _read_defaults(self, defaults: Any, variables: Mapping[str, Any]) -> None:
         if not isinstance(defaults, dict):
             self._problem(("defaults",), "expected stage words with their keys, such as {train: {lr: 0.1}}")
             return
@@ -131,6 +124,8 @@ class Build:
                     ("defaults", word), f'unknown stage "{word}": {nearest(str(word), list(STAGES))}'
                 )
                 continue
+            if isinstance(given, str):
+                given, _ = _fill(given, variables)
             if not isinstance(given, dict):
                 self._problem(("defaults", word), f"expected keys and values, found {given!r}")
                 continue
@@ -159,12 +154,21 @@ class Build:
         if not isinstance(given, dict) or not isinstance(given.get("stages"), list) or "rounds" not in given:
             self._problem(key, "expected rounds (a number, or a list of rows) and stages (a list)")
             return
-        rows = self._rows(given, key)
+        own, missing = _fill({name: value for name, value in given.items() if name != "stages"}, columns)
+        if missing:
+            self._tell_missing(missing, columns, key, round_text)
+            return
+        rows = self._rows(own, key)
         words = {name for row in rows for name in row}
-        used = {name for item in given["stages"] for name in _columns_in(item)}
-        for unused in sorted(words - used):
+        for name in sorted(words, key=str):
+            self._is_name(name, (*key, name) if name in given else (*key, "rounds"))
+        used = _columns_in([given["stages"], self._defaults])
+        for unused in sorted(words - used, key=str):
             place = (*key, unused) if unused in given else (*key, "rounds")
-            self._problem(place, f'no stage of this repeat uses ${unused}: write it where "{unused}" belongs')
+            if isinstance(unused, str) and re.fullmatch(r"\w+", unused):
+                self._problem(
+                    place, f'no stage of this repeat uses ${unused}: write it where "{unused}" belongs'
+                )
         for number, row in enumerate(rows, 1):
             where = f"{round_text}round {number}, "
             self._read_stages(given["stages"], (*key, "stages"), {**columns, **row}, where)
@@ -214,16 +218,15 @@ class Build:
         if kind is None:
             return
         filled, missing = _fill(given, columns)
-        for name in missing:
-            words = list(columns)
-            hint = (
-                nearest(name, words) if words else "it comes from variables, or from the rounds of a repeat"
-            )
-            self._problem(key, f"{round_text}${name} has no value: {hint}")
+        self._tell_missing(missing, columns, key, round_text)
         if missing:
             return
         if isinstance(filled, dict):
-            filled = self._with_inner_defaults(_merged(self._defaults.get(word, {}), filled, kind), kind)
+            before = len(self.problems)
+            merged = _merged(self._defaults_of(word, columns, round_text), filled, kind)
+            filled = self._with_inner_defaults(merged, kind, columns, round_text)
+            if len(self.problems) > before:
+                return
         try:
             self.stages.append(kind.model_validate(filled))
             self.places.append(self._document.where(key) + (f" ({round_text[:-2]})" if round_text else ""))
@@ -238,13 +241,31 @@ class Build:
                 )
                 self._problem(at, round_text + sentence)
 
-    def _with_inner_defaults(self, given: dict[str, Any], kind: type[Stage]) -> dict[str, Any]:
+    def _tell_missing(
+        self, missing: list[str], columns: Mapping[str, Any], key: Key, round_text: str
+    ) -> None:
+        for name in missing:
+            words = list(columns)
+            hint = (
+                nearest(name, words) if words else "it comes from variables, or from the rounds of a repeat"
+            )
+            self._problem(key, f"{round_text}${name} has no value: {hint}")
+
+    def _defaults_of(self, word: Any, columns: Mapping[str, Any], round_text: str) -> dict[str, Any]:
+        """The defaults of a word, with the values of their $names here."""
+        filled, missing = _fill(self._defaults.get(word, {}), columns)
+        self._tell_missing(missing, columns, ("defaults", word), round_text)
+        return dict(filled)
+
+    def _with_inner_defaults(
+        self, given: dict[str, Any], kind: type[Stage], columns: Mapping[str, Any], round_text: str
+    ) -> dict[str, Any]:
         """A stage within a stage (the `train` of a search) has the defaults of its word too."""
         merged = dict(given)
         for key, value in given.items():
             inner = kind.model_fields[key].annotation if key in kind.model_fields else None
             if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Stage):
-                merged[key] = _merged(self._defaults.get(inner.word, {}), value, inner)
+                merged[key] = _merged(self._defaults_of(inner.word, columns, round_text), value, inner)
         return merged
 
     def _stage_class(self, word: Any, key: Key) -> type[Stage] | None:

@@ -13,7 +13,7 @@ from compress_aug.folders import shipped
 from compress_aug.reading import Document, dotted, plain_scalar, read_yaml
 from compress_aug.recipe.build import VERSION, Build
 from compress_aug.schedule import falls
-from compress_aug.stages import STAGES, Outlook, Quantize, Stage, Train
+from compress_aug.stages import STAGES, Model, Outlook, Quantize, Search, Stage, Train
 from compress_aug.stages.base import percent
 from compress_aug.stages.saturation import has_8_bit_weights, said
 from compress_aug.stages.unsigned import has_8_bit_activations
@@ -34,7 +34,10 @@ class Recipe:
                  if they are given when it runs
     target: a shipped device or the path of a YAML file that describes one
     places: for messages: where each stage stands, "my.yaml, line 12, stages.3"
-    notes:  what was left out when it was read, and why; the first of its warnings
+    notes:  what was left out, and why; the first of its warnings
+
+    Searches that are wanted `only_if_used` are settled here, wherever the stages come from: one that no later stage
+    uses is left out, one that stays is an ordinary stage of the recipe.
 
     >>> Recipe([Train(epochs=1), Prune(sparsity=0.4)], model="resnet8", data="digits").plan()[1]["sparsity"]
     '40 %'
@@ -49,10 +52,24 @@ class Recipe:
     places: Sequence[str] = field(default=(), compare=False)
     notes: Sequence[str] = field(default=(), compare=False)
 
+    def __post_init__(self) -> None:
+        stages, places, notes = list(self.stages), list(self.places), list(self.notes)
+        for number, stage in reversed(list(enumerate(stages))):
+            if not isinstance(stage, Search) or stage.only_if_used is None:
+                continue
+            if not stage.only_if_used or stage.is_used(stages[number + 1 :]):
+                stages[number] = stage.model_copy(update={"only_if_used": None})
+                continue
+            notes.append(f"{stage.title()} is left out: no later stage uses {stage.keep} (only_if_used)")
+            del stages[number], places[number : number + 1]
+        if stages != list(self.stages):
+            for name, value in (("stages", stages), ("places", places), ("notes", notes)):
+                object.__setattr__(self, name, tuple(value))
+
     def foresee(self, start: Outlook = Outlook()) -> list[Outlook]:
         """What will be known after each stage. Raises RecipeError with every stage that cannot follow."""
         if not self.stages:
-            raise RecipeError(f"{self.name}: stages is empty; a recipe needs at least one")
+            raise RecipeError([f"{self.name}: stages is empty; a recipe needs at least one", *self.notes])
         outlooks, problems = [], []
         # Of this recipe's target, not of the one that the start was made for.
         target = load_target(self.target)
@@ -104,10 +121,9 @@ class Recipe:
             )
         target = load_target(self.target)
         quantizing = [stage for stage in self.stages if isinstance(stage, Quantize)]
-        after = self.stages[words.index("quantize") + 1 :] if quantizing else []
         folded = any(stage.batch_norm == "fold" for stage in quantizing)
         most = QAT_LR["fold" if folded else "keep"]
-        fast = [s.lr for s in after if isinstance(s, Train) and s.optimizer == "sgd" and s.lr > most]
+        fast = [s.lr for s in _on_quantized(self.stages) if s.optimizer == "sgd" and s.lr > most]
         if fast:
             norms = "no batch norms are left by then" if folded else "its scales are learned as well"
             instead = "take 0.001 to 0.003, or batch_norm: keep" if folded else "take 0.01 or less"
@@ -153,6 +169,17 @@ class Recipe:
             yaml.dump(self.resolved(), out)
 
 
+def _on_quantized(stages: Sequence[Stage]) -> list[Train]:
+    """Those that train a quantized model: behind `quantize`, up to a `model` that is float again."""
+    found, quantized = [], False
+    for stage in stages:
+        if isinstance(stage, Quantize | Model):
+            quantized = isinstance(stage, Quantize)
+        elif isinstance(stage, Train) and quantized:
+            found.append(stage)
+    return found
+
+
 def load_recipe(source: str | Path, overrides: Iterable[str] = (), start: Outlook = Outlook()) -> Recipe:
     """Read a recipe and check all that can be checked without a model and without data.
 
@@ -173,7 +200,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = (), start: Outloo
     top = build.read(Path(str(source)).stem)
     if build.problems:
         raise RecipeError(list(dict.fromkeys(build.problems)))
-    recipe = Recipe(tuple(build.stages), places=tuple(build.places), notes=tuple(build.notes), **top)
+    recipe = Recipe(tuple(build.stages), places=tuple(build.places), **top)
     recipe = recipe.with_files(lambda name: _beside(path, name))
     recipe.foresee(start)
     return recipe

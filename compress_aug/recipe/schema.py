@@ -7,7 +7,7 @@ from pydantic.json_schema import models_json_schema
 from compress_aug.recipe.build import VERSION
 from compress_aug.stages import STAGES
 
-_COLUMN = {"type": "string", "pattern": r"^\$\w+$", "description": "a column of the surrounding repeat"}
+_COLUMN = {"type": "string", "pattern": r"^\$\w+$", "description": "a variable, or a column of the repeat"}
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -44,8 +44,8 @@ def recipe_schema() -> dict[str, Any]:
             "seed": {"type": "integer", "default": 0},
             "target": {"type": "string", "default": "host_cpu"},
             "variables": {
-                "type": "object",
-                "description": "values that $NAME stands for in the stages; --set variables.NAME=VALUE changes one",
+                "type": ["object", "null"],
+                "description": "what $NAME stands for in stages and defaults; --set variables.NAME=VALUE changes one",
             },
             "defaults": {"type": "object", "properties": {word: {"type": "object"} for word in STAGES}},
             "stages": {"$ref": "#/$defs/stages"},
@@ -80,6 +80,7 @@ _REPEAT = {
                     "anyOf": [
                         {"type": "integer", "minimum": 1},
                         {"type": "array", "items": {"type": "object"}},
+                        _COLUMN,
                     ]
                 },
                 "stages": {"$ref": "#/$defs/stages"},

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from compress_aug.recipe import Recipe
+from compress_aug.running.ahead import check_ahead
 from compress_aug.running.folder import RunFolder
 from compress_aug.running.run import load_inputs, make_fabric, metadata_of, new_report
 from compress_aug.running.start import beginning_of, check_data_of_start, copy_start, prepared
@@ -42,6 +43,7 @@ def check(
     inputs = load_inputs(recipe, console)
     if began:
         check_data_of_start(began, inputs.data)
+    check_ahead(recipe, inputs.data)
     few = inputs.data.limited(train=256, test=64)
     with tempfile.TemporaryDirectory(prefix="compress-aug-check-") as temporary:
         folder = RunFolder(Path(temporary))

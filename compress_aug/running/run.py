@@ -18,6 +18,7 @@ from compress_aug.models import check_fits, load_model
 from compress_aug.native import kernels
 from compress_aug.progress import counting
 from compress_aug.recipe import Recipe
+from compress_aug.running.ahead import check_ahead
 from compress_aug.running.folder import (
     RunFolder,
     check_resumable,
@@ -104,6 +105,7 @@ def run(
     loaded = load_inputs(recipe, console)
     if began:
         check_data_of_start(began, loaded.data)
+    check_ahead(recipe, loaded.data, done=_done(recipe, out) if resume else 0, devices=devices)
     fabric.launch()
     folder = _folder(recipe, fabric, Path(out) if out is not None else None, resume, console)
     if not fabric.is_global_zero:
@@ -193,6 +195,11 @@ def make_fabric(device: str = "auto", devices: int = 1) -> Fabric:
         )
     chosen: Any = [int(number)] if colon and kind == "cuda" else devices
     return Fabric(accelerator=kind, devices=chosen, strategy="ddp" if devices > 1 else "auto")
+
+
+def _done(recipe: Recipe, out: str | Path | None) -> int:
+    folder = found_folder(recipe.name, Path(out) if out is not None else None)
+    return len(folder.done_rows(recipe))
 
 
 def _folder(recipe: Recipe, fabric: Fabric, out: Path | None, resume: bool, console: Console) -> RunFolder:

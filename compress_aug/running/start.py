@@ -79,6 +79,17 @@ def run_of(place: RunFolder) -> tuple[Recipe, Path, Outlook]:
     recipe = load_recipe(place.path / "recipe.yaml", start=start)
     rows = place.done_rows(recipe)
     last = place.last_checkpoint(recipe, len(rows))
+    if last is None and rows:
+        kept = sorted((place.path / "kept").glob("*"))
+        lies = (
+            f" What it kept lies in {place.path / 'kept'}: {', '.join(path.name for path in kept)}."
+            if kept
+            else ""
+        )
+        raise RunFolderError(
+            f"No stage of {place.path} has changed the model yet: it is the fresh one that the run begins with.{lies} "
+            "Leave out --from (or load) and use that model; a recipe may name kept schedules by their files."
+        )
     if last is None:
         raise RunFolderError(f"No stage of {place.path} is finished yet, so there is no model in it.")
     return recipe, last, outlook_from_json(rows[-1]["outlook"]) if rows else start

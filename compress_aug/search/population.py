@@ -13,13 +13,14 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from random import Random
 from typing import Any
 
 import torch
 
 from compress_aug.batch import Batch
-from compress_aug.errors import Interrupted, RecipeError, RunFolderError, TrainingError
+from compress_aug.errors import CompressAugError, Interrupted, RecipeError, RunFolderError, TrainingError
 from compress_aug.folders import written_whole
 from compress_aug.policies import Policy, PolicySchedule, lived_schedule, log_line
 from compress_aug.progress import interrupt_flag
@@ -154,6 +155,11 @@ def search_population(
             f"a search needs a population of at least 2 and an exchange every 1 or more epochs, found {population} and "
             f"{every}"
         )
+    if every >= training.settings.epochs:
+        raise RecipeError(
+            f"an exchange every {every} of {training.settings.epochs} epochs leaves no epoch behind one: nothing would "
+            "be searched"
+        )
     if not len(training.data.validation):
         raise RecipeError("a search judges by validation images, and the data set holds none out")
     search = _Search(training, slot, every, quantile, resample, seed, _Store(folder), told)
@@ -188,7 +194,16 @@ class _Store:
             raise RunFolderError(
                 f"{source} is missing: delete {JOURNAL} beside it, and the search begins anew."
             ) from None
+        except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+            raise self.damaged(name, error) from None
         return state
+
+    def damaged(self, name: str, error: Exception) -> RunFolderError:
+        said = str(error).strip().split("\n")[0].split(". ")[0]
+        return RunFolderError(
+            f"{self.folder and self.folder / name} is damaged ({said}): delete {JOURNAL} beside it, and the search "
+            "begins anew."
+        )
 
     def drop(self, but: set[str], also: str = "") -> None:
         """Forget the states of members, but those named, and one other."""
@@ -207,16 +222,17 @@ class _Store:
             with written_whole(self.folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
-    def read(self, name: str) -> Any:
+    def read(self, name: str) -> dict[str, Any] | None:
         path = None if self.folder is None else self.folder / name
         if path is None or not path.is_file():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise RunFolderError(
-                f"{path} is damaged ({error}): delete it, and the search begins anew."
-            ) from None
+            raise _damaged(path, str(error)) from None
+        if not isinstance(found, dict):
+            raise _damaged(path, f"it holds a {type(found).__name__}")
+        return found
 
 
 @dataclass
@@ -259,13 +275,27 @@ class _Search:
             self._write_journal()
             return
         if found.get("format") != _FORMAT or found.get("search") != self._kind:
-            other = [name for name, value in self._kind.items() if found.get("search", {}).get(name) != value]
+            there = found.get("search")
+            there = there if isinstance(there, dict) else {}
+            other = [name for name, value in self._kind.items() if there.get(name) != value]
             raise RunFolderError(
                 f"{self.store.folder} holds another search (different: {', '.join(other) or 'format'}): delete that "
                 "folder, and the search begins anew."
             )
-        self.members = [_Member(**member) for member in found["members"]]
-        self.events, self.exchanged = list(found["events"]), found["exchanged"]
+        try:
+            self.members = [_Member(**member) for member in found["members"]]
+            for member in self.members:
+                Policy.from_vector(member.policy)
+            self.events, self.exchanged = list(found["events"]), int(found["exchanged"])
+            whole = len(self.members) == population and all(
+                isinstance(member.epochs, int) and len(member.curve) == member.epochs
+                for member in self.members
+            )
+        except (KeyError, TypeError, ValueError, CompressAugError):
+            whole = False
+        if not whole:
+            assert self.store.folder is not None
+            raise _damaged(self.store.folder / JOURNAL, "members of it are missing, or keys of members")
 
     def run(self, about: dict[str, Any], interrupted: Callable[[], bool]) -> FoundPolicies:
         while (reached := min(member.epochs for member in self.members)) < self.epochs:
@@ -328,7 +358,11 @@ class _Search:
             raise Interrupted(f"Stopped after epoch {member.epochs} of member {number}.")
 
     def _load(self, name: str | None) -> None:
-        self.training.load_state_dict(self.store.get(name or _START, self.training.fabric.device))
+        state = self.store.get(name or _START, self.training.fabric.device)
+        try:
+            self.training.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise self.store.damaged(name or _START, error) from error
 
     def _exchange(self, epoch: int) -> None:
         rng = Random(mixed_seed(self.seed, "exchange", epoch))
@@ -368,6 +402,10 @@ class _Search:
         for number, member in enumerate(self.members):
             if member.lines:
                 self.store.write(f"pbt_policy_{number}.txt", "".join(f"{line}\n" for line in member.lines))
+
+
+def _damaged(path: Path, how: str) -> RunFolderError:
+    return RunFolderError(f"{path} is damaged ({how}): delete it, and the search begins anew.")
 
 
 def _fingerprint(training: Training) -> str:

@@ -4,6 +4,9 @@ Needs the extra `ray`. Asynchronous, as the paper's own search: a member is comp
 ready, so the order of events depends on how fast each one is, and one seed does not give one schedule.
 """
 
+import importlib.util
+import io
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -11,7 +14,8 @@ from typing import Any
 
 import torch
 
-from compress_aug.errors import MissingPart, RecipeError, TrainingError
+from compress_aug.errors import Interrupted, MissingPart, RecipeError, TrainingError
+from compress_aug.folders import written_whole
 from compress_aug.policies import Policy, lived_schedule
 from compress_aug.search.evolution import explore
 from compress_aug.search.population import FoundPolicies, PolicySlot, Progress
@@ -25,15 +29,20 @@ _NAME = "population"
 _BROKEN = -1.0
 
 
-def _ray() -> tuple[Any, Any]:
-    """Ray and its Tune, imported late: it takes seconds, and few have it."""
-    try:
-        import ray
-        from ray import tune
-    except ImportError as error:
+def check_ray() -> None:
+    """Raise MissingPart unless Ray is installed. Does not import it, which takes seconds."""
+    if importlib.util.find_spec("ray") is None:
         raise MissingPart(
             'a search on Ray needs the extra "ray": pip install "compress-aug[ray]", or leave out driver: ray.'
-        ) from error
+        )
+
+
+def _ray() -> tuple[Any, Any]:
+    """Ray and its Tune, imported late: it takes seconds, and few have it."""
+    check_ray()
+    import ray
+    from ray import tune
+
     return ray, tune
 
 
@@ -45,7 +54,13 @@ def _member_class(tune: Any) -> Any:
             cpus = self.trial_resources.required_resources.get("CPU", 1)
             torch.set_num_threads(max(1, int(cpus)))
             self._training, self._slot = make()
-            self._training.seed = mixed_seed(seed, "member", number_of(self.trial_id))
+            self._seed, buffer = seed, io.BytesIO()
+            torch.save(self._training.state_dict(), buffer)
+            self._start = buffer.getvalue()
+            self._take_up(config)
+
+        def _take_up(self, config: dict[str, Any]) -> None:
+            self._training.seed = mixed_seed(self._seed, "member", number_of(self.trial_id))
             self._slot.policy = Policy.from_vector(config["hp_policy"])
 
         def step(self) -> dict[str, float]:
@@ -62,12 +77,17 @@ def _member_class(tune: Any) -> Any:
             torch.save(self._training.state_dict(), Path(checkpoint_dir) / _STATE)
 
         def load_checkpoint(self, checkpoint_dir: str) -> None:
-            path = Path(checkpoint_dir) / _STATE
+            self._load(Path(checkpoint_dir) / _STATE)
+
+        def _load(self, source: Any) -> None:
             device = self._training.fabric.device
-            self._training.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+            self._training.load_state_dict(torch.load(source, map_location=device, weights_only=True))
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self._slot.policy = Policy.from_vector(new_config["hp_policy"])
+            # The process goes on as another member, with whose checkpoint Ray follows up if there is one: one that
+            # has not begun must find neither the weights nor the epochs of the member before.
+            self._load(io.BytesIO(self._start))
+            self._take_up(new_config)
             return True
 
     return Member
@@ -152,7 +172,7 @@ def search_population_on_ray(
     A worker that dies is started again from the member's last checkpoint, up to three times.
 
     Raises RecipeError for numbers out of range, MissingPart without Ray, TrainingError if members failed
-    for good.
+    for good, Interrupted at Ctrl-C (each member is kept as it was at its last checkpoint).
 
     Source: arXiv 1905.05393, which ran on Ray; pairs and order of exchanges are Ray's own.
     """
@@ -172,7 +192,7 @@ def search_population_on_ray(
     finally:
         if started:
             ray.shutdown()
-    return _found(results, folder / _NAME, population, epochs, dict(about or {}))
+    return _found(results, folder, population, epochs, dict(about or {}))
 
 
 def _fit(
@@ -195,6 +215,7 @@ def _fit(
     place = str(folder.resolve() / _NAME)
     _listeners[place] = told
     if tune.Tuner.can_restore(place):
+        _put_by(folder)
         return tune.Tuner.restore(place, trainable, resume_errored=True, resume_unfinished=True).fit()
     scheduler = tune.schedulers.PopulationBasedTraining(
         time_attr="training_iteration",
@@ -222,30 +243,89 @@ def _fit(
     return tuner.fit()
 
 
-def _found(results: Any, place: Path, population: int, epochs: int, about: dict[str, Any]) -> FoundPolicies:
+# Ray writes these anew when a search goes on, over those of the time before.
+_BEFORE = "before"
+_EVENTS, _ROWS = "pbt_global.txt", "result.json"
+
+
+def _put_by(folder: Path) -> None:
+    """Keep what Ray has written so far of events and accuracies."""
+    place = folder / _NAME
+    for path in (place / _EVENTS, *place.glob(f"*/{_ROWS}")):
+        if path.is_file():
+            name = path.relative_to(place)
+            goal = folder / _BEFORE / name
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(goal) as temporary:
+                temporary.write_text(_whole(folder, name), encoding="utf-8")
+
+
+def _whole(folder: Path, name: Path | str) -> str:
+    """What was put by and what Ray wrote since."""
+    before, now = (
+        path.read_text(encoding="utf-8") if path.is_file() else ""
+        for path in (folder / _BEFORE / name, folder / _NAME / name)
+    )
+    # Stopped before Ray wrote anything anew, it is still the file that was put by.
+    return before if before.endswith(now) else before + now
+
+
+def _lines_of(events: list[str], number: int) -> list[str]:
+    """The events that led to a member: those of the one that it took over, up to there, and its own.
+
+    >>> _lines_of(['["1", "0", 2, 2]', '["0", "2", 4, 4]', '["2", "1", 6, 6]'], 2)
+    ['["1", "0", 2, 2]', '["2", "1", 6, 6]']
+    """
+    lines: dict[int, list[str]] = {}
+    for event in events:
+        target, source = (int(tag) for tag in json.loads(event)[:2])
+        lines[target] = [*lines.get(source, []), event]
+    return lines.get(number, [])
+
+
+def _found(results: Any, folder: Path, population: int, epochs: int, about: dict[str, Any]) -> FoundPolicies:
     if results.num_errors:
         raise TrainingError(
             f"{results.num_errors} of {population} members failed for good: {results.errors[0]}"
+        )
+    # Ray catches Ctrl-C, and returns as if all were done; of a member that has not begun there are no numbers at all.
+    reached = [(result.metrics or {}).get("training_iteration", 0) for result in results]
+    if len(reached) < population or min(reached) < epochs:
+        raise Interrupted(
+            f"Stopped when {sum(map(epochs.__le__, reached))} of {population} members were done."
         )
     curves: dict[int, tuple[float | None, ...]] = {}
     policies: dict[int, list[int]] = {}
     for result in results:
         number = number_of(result.metrics["trial_id"])
-        rows = result.metrics_dataframe["val_acc"].tolist()[:epochs]
-        curves[number] = tuple(None if value < 0 else value for value in rows)
+        text = _whole(folder, f"{Path(result.path).name}/{_ROWS}")
+        curves[number] = _curve(text, epochs, result.metrics["val_acc"])
         policies[number] = list(result.config["hp_policy"])
     best = max(curves, key=lambda number: _rank(curves[number][-1]))
     score = curves[best][-1]
     if score is None:
         raise TrainingError("Every member of the search broke down: its loss is no number. Try a smaller lr.")
-    logs = [path for path in place.glob("pbt_policy_*.txt") if number_of(path.stem) == best]
-    lines = logs[0].read_text(encoding="utf-8").splitlines() if logs else []
+    events = _whole(folder, _EVENTS).splitlines()
     first = Policy.from_vector(policies[best])
-    schedule = lived_schedule(lines, epochs=epochs, first=first, name=str(logs[0]) if logs else "log")
-    everything = place / "pbt_global.txt"
-    taken = len(everything.read_text(encoding="utf-8").splitlines()) if everything.is_file() else 0
+    name = str(folder / _NAME / _EVENTS)
+    schedule = lived_schedule(_lines_of(events, best), epochs=epochs, first=first, name=name)
     schedule = type(schedule)(schedule.epochs, schedule.segments, {**schedule.provenance, **about})
-    return FoundPolicies(schedule, best, score, tuple(curves[number] for number in sorted(curves)), taken)
+    return FoundPolicies(
+        schedule, best, score, tuple(curves[number] for number in sorted(curves)), len(events)
+    )
+
+
+def _curve(text: str, epochs: int, last: float) -> tuple[float | None, ...]:
+    """A member's accuracy in each epoch, from Ray's rows of it; `last` is that at the end.
+
+    Some epochs may be there twice, since a process died, and some not at all, because the member took over from one
+    that was further ahead, or because Ray had not written them yet when it was stopped: those are None too.
+    """
+    rows = [json.loads(line) for line in text.splitlines()]
+    # One that took over at the very end is asked for one epoch more, in which nothing happens.
+    found = {min(row["training_iteration"], epochs): row["val_acc"] for row in rows} | {epochs: last}
+    values = [found.get(epoch, _BROKEN) for epoch in range(1, epochs + 1)]
+    return tuple(None if value < 0 else value for value in values)
 
 
 def _rank(score: float | None) -> float:

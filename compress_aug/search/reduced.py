@@ -6,12 +6,14 @@ from compress_aug.data import Data
 from compress_aug.errors import DataError
 
 
-def reduced(data: Data, train: int | None, validation: int | None) -> Data:
+def reduced(data: Data, train: int | None, validation: int | None, *, is_sample: bool = False) -> Data:
     """The data set with at most so many images to train on, and so many others to judge by.
 
     train:      None for all
     validation: taken from the validation split or, where that has fewer, from the training images that are left; as
                 many as there are. None for the whole validation split
+    is_sample:  the numbers are for a larger data set, of which this is a part: where there is no validation split,
+                some of the images are left to judge by
 
     Raises DataError if nothing is left to judge by.
 
@@ -22,6 +24,8 @@ def reduced(data: Data, train: int | None, validation: int | None) -> Data:
 
     Source: arXiv 1905.05393 trains on 4000 images of CIFAR-10, judges by others and leaves the test images alone.
     """
+    if is_sample and train is not None and not len(data.validation):
+        train = min(train, len(data.train) // 2)
     chosen = data.train.first(len(data.train) if train is None else train)
     held = data.validation
     if validation is not None:

@@ -1,7 +1,7 @@
 """The vocabulary of recipes: one class per YAML word."""
 
 from compress_aug.stages.attach import Attach, Drop
-from compress_aug.stages.augmentation import Augment, Filter
+from compress_aug.stages.augmentation import Augment, Auto, Filter
 from compress_aug.stages.base import Outlook, Setup, Stage, State
 from compress_aug.stages.distillation import Distill
 from compress_aug.stages.export import Export
@@ -32,6 +32,7 @@ __all__ = [
     "STAGES",
     "Attach",
     "Augment",
+    "Auto",
     "Distill",
     "Drop",
     "Export",

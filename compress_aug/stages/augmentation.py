@@ -1,4 +1,4 @@
-"""augment: within a `train`, how its images are changed: a magnitude or `auto`, a learned policy, the teacher's filter."""
+"""augment: within a `train`, how its images are changed: by a magnitude or auto, a learned policy, a filter."""
 
 import re
 from collections.abc import Callable
@@ -159,8 +159,8 @@ class Augment(Part):
             raise ValueError("auto belongs to magnitude: auto: leave out one of auto and magnitude")
         if self.policy is not None or self.filter is not None or self.random_magnitude:
             raise ValueError(
-                "magnitude: auto is one M for all images: leave out policy, filter and random_magnitude, or auto (where "
-                "defaults set one of them, write policy: null, filter: null or random_magnitude: false)"
+                "magnitude: auto is one M for all images: leave out policy, filter and random_magnitude, or auto "
+                "(where defaults set one of them, write policy: null, filter: null or random_magnitude: false)"
             )
         return self
 
@@ -242,7 +242,7 @@ class Augment(Part):
             "crop_padding": data.crop_padding if self.crop_padding is None else self.crop_padding,
             "flip": data.flip if self.flip is None else self.flip,
             "cutout": self.cutout,
-            "fill": self._fill_of(data.mean, learned is not None),
+            "fill": self._fill_of(data.mean),
             "interpolation": self.interpolation,
         }
         augment: Augmentation
@@ -297,8 +297,8 @@ class Augment(Part):
             cost=given.cost,
         )
 
-    def _fill_of(self, mean: tuple[float, ...], is_learned: bool) -> int | tuple[int, ...]:
-        if isinstance(self.fill, str) or (is_learned and "fill" not in self.model_fields_set):
+    def _fill_of(self, mean: tuple[float, ...]) -> int | tuple[int, ...]:
+        if isinstance(self.fill, str):
             return tuple(round(255 * value) for value in mean)
         if isinstance(self.fill, int):
             return self.fill

@@ -135,6 +135,8 @@ class Distill(Part):
             chosen = {"lambda_mode": "post_clip", **chosen}
         elif "lambda_mode" not in known:
             chosen.pop("lambda_mode", None)
+        if chosen.get("attention") == "random" and "attention_epochs" not in known:
+            chosen.pop("attention_epochs", None)
         if "taps" in _DEFAULTS[loss]:
             chosen = {"reduction": "sum" if chosen.get("clip") is True else "batchmean", **chosen}
         if chosen.get("lambda_mode") == "off" and "weight" not in known:
@@ -167,6 +169,11 @@ class Distill(Part):
         for key in type(self).model_fields:
             if getattr(self, key) is not None and key not in of_loss:
                 raise ValueError(self._not_here(key))
+        if self.attention == "random" and self.attention_epochs is not None:
+            raise ValueError(
+                "with attention: random no heads are trained before: leave attention_epochs out (where defaults set "
+                "it, write attention_epochs: null), or choose pretrained"
+            )
         if self.distance == self.angle == 0:
             raise ValueError("distance and angle are both 0: nothing would be compared")
         return self

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress_aug.errors import RecipeError
 from compress_aug.stages.base import FLOAT_BITS, Outlook, Setup, Stage, State
@@ -21,6 +21,16 @@ class Model(Stage):
     @classmethod
     def _just_a_name(cls, given: Any) -> Any:
         return {"name": given} if isinstance(given, str) else given
+
+    @field_validator("arguments")
+    @classmethod
+    def _not_the_name(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for key in ("name", "call"):
+            if key in given:
+                raise ValueError(
+                    f"{key} is no argument of a net: write name: beside arguments:, not among them"
+                )
+        return given
 
     def foresee(self, outlook: Outlook) -> Outlook:
         source, colon, _ = self.name.partition(":")

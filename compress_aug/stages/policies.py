@@ -1,7 +1,8 @@
 """What the `search` stage does to find learned policies: it makes the members, tells how they do, keeps the picture."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,15 @@ def find_policies(stage: "Search", state: State, setup: Setup) -> PolicySchedule
     from compress_aug.search import PolicySlot, reduced, search_population
 
     assert stage.population and stage.every and stage.quantile and stage.resample is not None
-    data = reduced(setup.data, stage.train_images, stage.validation_images)
+    data = reduced(setup.data, stage.train_images, stage.validation_images, is_sample=setup.rehearsal)
     setup.show(
         f"each member trains on {len(data.train):,} images and is judged by {len(data.validation):,} others"
     )
     own = replace(setup, data=data)
     slot = PolicySlot(partial(_change, stage, state, own))
     if setup.rehearsal:
-        setup.fit(_training(stage, state, own, slot))
+        with _closed(_training(stage, state, own, slot)) as training:
+            setup.fit(training)
         return PolicySchedule(stage.train.epochs, (Segment(stage.train.epochs, Policy.none()),))
     with setup.counting(stage.title()) as counted:
         choices: dict[str, Any] = {
@@ -59,12 +61,22 @@ def find_policies(stage: "Search", state: State, setup: Setup) -> PolicySchedule
                 _Remote.of(stage, state, own), epochs=stage.train.epochs, **shares, **choices
             )
         else:
-            found = search_population(_training(stage, state, own, slot), slot, **choices)
+            with _closed(_training(stage, state, own, slot)) as training:
+                found = search_population(training, slot, **choices)
     _record(stage, setup, found)
     title = f"Schedule found by {stage.population} members: {found.schedule.describe()}"
     note = f"validation accuracy {100 * found.score:.2f} % of member {found.best}"
     draw_policies(curves(found.schedule), setup.stage_folder / "search.png", title=title, note=note)
     return found.schedule
+
+
+@contextmanager
+def _closed(training: "Training") -> "Iterator[Training]":
+    """The training, which however it ends leaves nothing on the kept teacher, whom later stages use."""
+    try:
+        yield training
+    finally:
+        training.finished_model()
 
 
 def _training(stage: "Search", state: State, setup: Setup, slot: "Change") -> "Training":

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from compress_aug.errors import RecipeError
 from compress_aug.schedule import MAX_MAGNITUDE
-from compress_aug.stages.augmentation import RESERVED
+from compress_aug.stages.augmentation import RESERVED, Augment
 from compress_aug.stages.base import KEPT_NAME, Outlook, Setup, Stage, State
 from compress_aug.stages.train import Train
 
@@ -42,6 +42,24 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _KEPT_AS = {"population": "policy", "magnitude": "schedule"}
 
 
+def _filled_with_mean(train: Any) -> Any:
+    """As with a policy that is found already: pixels that it uncovers get the mean colour, unless told otherwise."""
+    if isinstance(train, Train):
+        augment = _filled_with_mean_by(train.augment)
+        return train if augment is train.augment else train.model_copy(update={"augment": augment})
+    if not isinstance(train, dict):
+        return train
+    return {**train, "augment": _filled_with_mean_by(train.get("augment", {}))}
+
+
+def _filled_with_mean_by(augment: Any) -> Any:
+    if isinstance(augment, dict):
+        return {"fill": "mean", **augment}
+    if isinstance(augment, Augment) and "fill" not in augment.model_fields_set:
+        return augment.model_copy(update={"fill": "mean"})
+    return augment
+
+
 class Search(Stage):
     """Find a schedule of augmentation and keep it under a name. The model comes out as it went in.
 
@@ -55,8 +73,8 @@ class Search(Stage):
 
     kind: Literal["population", "magnitude"] = Field(description="of what is searched")
     keep: str = Field(pattern=f"^{KEPT_NAME}$", description="the name under which the schedule is kept")
-    only_if_used: bool = Field(
-        False, description="leave the search out of a recipe in which no later stage names what it keeps"
+    only_if_used: bool | None = Field(
+        None, description="leave the search out of a recipe in which no later stage names what it keeps"
     )
     train: Train = Field(description="how each candidate is trained: the keys of a train stage")
     train_images: int | None = Field(
@@ -111,10 +129,20 @@ class Search(Stage):
     def _defaults_of_kinds(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.get("kind") not in _DEFAULTS:
             return given
-        return {
-            **_DEFAULTS[given["kind"]],
-            **{key: value for key, value in given.items() if value is not None},
-        }
+        chosen = {key: value for key, value in given.items() if value is not None}
+        if given["kind"] == "population" and "train" in chosen:
+            chosen["train"] = _filled_with_mean(chosen["train"])
+        return {**_DEFAULTS[given["kind"]], **chosen}
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _numbers(cls, given: Any) -> Any:
+        for value in given if isinstance(given, list) else []:
+            if value != "none" and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(
+                    f"expected different numbers in 0..{MAX_MAGNITUDE}, and none, found {value!r}"
+                )
+        return given
 
     @field_validator("grid")
     @classmethod
@@ -139,9 +167,15 @@ class Search(Stage):
         other = {key for keys in _DEFAULTS.values() for key in keys} - set(own)
         for key in sorted(other):
             if getattr(self, key) is not None:
-                raise ValueError(f"{key} is not of kind {self.kind}: leave it out, or choose the other kind")
+                raise ValueError(
+                    f"{key} is not of kind {self.kind}: leave it out (where defaults set it, write {key}: null), or "
+                    "choose the other kind"
+                )
         if self.kind == "magnitude" and self.address is not None:
-            raise ValueError("address is not of kind magnitude: leave it out, or choose the other kind")
+            raise ValueError(
+                "address is not of kind magnitude: leave it out (where defaults set it, write address: null), or "
+                "choose the other kind"
+            )
         if self.driver == "here" and (self.address is not None or self.cpus != 1 or self.gpus != 0):
             raise ValueError(
                 "cpus, gpus and address are of members on Ray: write driver: ray, or leave them out"
@@ -153,7 +187,10 @@ class Search(Stage):
                 "defaults set one of them, write magnitude: none, policy: null or filter: null)"
             )
         if self.train.prune is not None or self.train.weights == "best":
-            raise ValueError("train: a search has neither prune nor weights: best")
+            raise ValueError(
+                "train: a search has neither prune nor weights: best (where defaults set one of them, write "
+                "prune: null or weights: last)"
+            )
         if self.kind == "population" and self.every is not None and self.every >= self.train.epochs:
             raise ValueError(
                 f"every: {self.every} of {self.train.epochs} epochs leaves no epoch behind an exchange: nothing would "

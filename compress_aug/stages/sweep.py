@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from compress_aug.errors import TrainingError
 from compress_aug.schedule import Points
 from compress_aug.stages.base import Setup, State
 
@@ -61,9 +62,13 @@ def find_magnitudes(stage: "Search", state: State, setup: Setup) -> Points:
         def told(outcome: "Outcome", done: int, total: int) -> None:
             counted(done, total)
             word = "no augmentation" if outcome.magnitude is None else f"M {outcome.magnitude}"
+            came_to = (
+                "broke down"
+                if outcome.accuracy is None
+                else f"{100 * outcome.accuracy:.2f} %, cross entropy {outcome.cross_entropy:.3f}"
+            )
             setup.show(
-                f"{done}/{total}: {100 * outcome.sparsity:.3g} % zeros, {word}, seed {outcome.seed}: "
-                f"{100 * outcome.accuracy:.2f} %, cross entropy {outcome.cross_entropy:.3f}"
+                f"{done}/{total}: {100 * outcome.sparsity:.3g} % zeros, {word}, seed {outcome.seed}: {came_to}"
             )
 
         found = sweep(
@@ -95,9 +100,10 @@ def _trainer(stage: "Search", state: State, setup: Setup) -> "Callable[[float, i
     from compress_aug.surgery import copy_model
     from compress_aug.training import fit, mixed_seed
 
-    data = reduced(setup.data, stage.train_images, stage.validation_images)
+    data = reduced(setup.data, stage.train_images, stage.validation_images, is_sample=setup.rehearsal)
 
-    def trained(model: "nn.Module", magnitude: int | None, seed: int, name: str) -> "nn.Module":
+    def trained(model: "nn.Module", magnitude: int | None, seed: int, name: str) -> "nn.Module | None":
+        """The trained model, None if its loss left the real numbers."""
         given = "none" if magnitude is None else float(magnitude)
         how = stage.train.model_copy(
             update={"augment": stage.train.augment.model_copy(update={"magnitude": given})}
@@ -105,22 +111,34 @@ def _trainer(stage: "Search", state: State, setup: Setup) -> "Callable[[float, i
         own = replace(setup, data=data, seed=mixed_seed(setup.seed, "seed", seed), note=lambda line: None)
         training = how.training(replace(state, model=model), own)
         path = setup.stage_folder / f"{name}.pt"
-        setup.fit(training) if setup.rehearsal else fit(training, checkpoint=path)
+        try:
+            setup.fit(training) if setup.rehearsal else fit(training, checkpoint=path)
+        except TrainingError:
+            if setup.rehearsal:
+                raise
+            return None
+        finally:
+            # Even then: later trainings must not find anything of this one on the kept teacher.
+            finished = training.finished_model()
         path.unlink(missing_ok=True)
-        return training.finished_model()
+        return finished
 
     @cache
-    def dense(magnitude: int | None, seed: int) -> "nn.Module":
+    def dense(magnitude: int | None, seed: int) -> "nn.Module | None":
         if stage.start == "model":
             return state.model
         return trained(copy_model(state.model), magnitude, seed, f"dense-{magnitude}-{seed}")
 
     def train(sparsity: float, magnitude: int | None, seed: int) -> Outcome:
         started = time.perf_counter()
-        model = copy_model(dense(magnitude, seed))
-        if sparsity > measure.sparsity(model):
-            mask_smallest(model, sparsity, stage.scope or "global")
-        model = trained(model, magnitude, seed, f"{sparsity}-{magnitude}-{seed}")
+        model = dense(magnitude, seed)
+        if model is not None:
+            model = copy_model(model)
+            if sparsity > measure.sparsity(model):
+                mask_smallest(model, sparsity, stage.scope or "global")
+            model = trained(model, magnitude, seed, f"{sparsity}-{magnitude}-{seed}")
+        if model is None:
+            return Outcome(sparsity, magnitude, seed, None, None, time.perf_counter() - started)
         augment = stage.train.augment.build(state, setup, epochs=1)
         images = data.validation.batches(_JUDGED_AT_A_TIME)
         if stage.judge == "augmented":
@@ -155,4 +173,9 @@ def _record(stage: "Search", setup: Setup, found: "list[Summary]", schedule: Poi
     ]
     setup.record("search", {"kind": "magnitude", "kept": stage.keep, "summaries": summaries})
     points = ", ".join(f"{place:g}: {value:g}" for place, value in schedule.points.items())
+    gone = sum(accuracy is None for one in found for accuracy, _, _ in one.curve.values())
+    if gone:
+        setup.note(
+            f"{gone} of the magnitudes tried broke down in training and rank last: a smaller lr may bear them"
+        )
     setup.note(f"kept as {stage.keep}: magnitude by sparsity, {{{points}}} (0 is none)")

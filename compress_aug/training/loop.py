@@ -32,7 +32,8 @@ class Training:
     objective: see `Objective`; plain cross entropy by default
     augment:   (batch, magnitude, epoch, seed) -> batch, on raw images; none by default, not even crop and flip.
                It may have prepare(training), close_epoch() -> numbers for the history, state_dict(),
-               load_state_dict(state): the teacher's filter does.
+               load_state_dict(state): the teacher's filter does. Its strength(progress), if it has one, takes
+               the place of `magnitude`.
     magnitude: progress in [0, 1] -> 0..30, or None for no RandAugment
     fabric:    lightning-fabric's device and processes; the model's own device by default
     on_step:   called with (model, progress) before each step, for gradual change inside one optimizer run
@@ -63,9 +64,10 @@ class Training:
         self.objective = objective or CrossEntropy()
         self.settings = settings
         self.seed = seed
+        self.note = note
         self.history: History = []
         self._augment: Any = augment
-        self._magnitude = magnitude
+        self._magnitude: Callable[[float], int | None] = getattr(augment, "strength", magnitude)
         self._on_step = on_step
         self._step = 0
         self._started = time.perf_counter()
@@ -252,9 +254,9 @@ class Training:
         if hasattr(self.objective, "close"):
             self.objective.close()
         for part in (self.objective, self._augment):
-            teacher = getattr(part, "teacher", None)
-            if isinstance(teacher, nn.Module):
-                teacher.to(memory_format=torch.contiguous_format)
+            for beside in (getattr(part, name, None) for name in ("teacher", "reference")):
+                if isinstance(beside, nn.Module):
+                    beside.to(memory_format=torch.contiguous_format)
         # One layout between stages, whatever the training used: a resumed run loads it in this one too.
         return self.model.to(memory_format=torch.contiguous_format)
 
