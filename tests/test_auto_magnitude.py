@@ -399,6 +399,9 @@ def _agree(fabric: Fabric) -> None:
     everyone = fabric.all_gather(mine)
     assert torch.equal(everyone[0], everyone[1])
     assert len(set(mine.flatten().tolist())) > 1
+    # Otherwise its threads may still run while the process ends, which aborts it now and then.
+    fabric.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
