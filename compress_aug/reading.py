@@ -242,3 +242,12 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping less the keys whose value is null."""
     return {key: value for key, value in data.items() if value is not None}
+
+
+def ended(sentence: str) -> str:
+    """A sentence with its full stop; what ends by a question has its mark.
+
+    >>> ended("expected 3"), ended('did you mean "lr"?')
+    ('expected 3.', 'did you mean "lr"?')
+    """
+    return sentence if sentence.endswith(("?", ".")) else f"{sentence}."

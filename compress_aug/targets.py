@@ -18,7 +18,7 @@ from pydantic import (
 
 from compress_aug.errors import MissingPart, RecipeError, nearest
 from compress_aug.folders import shipped
-from compress_aug.reading import read_yaml, sentences
+from compress_aug.reading import ended, read_yaml, sentences
 
 Runtime = Literal["onnxruntime", "openvino"]
 
@@ -132,7 +132,9 @@ def load_target(name_or_path: str | Path) -> Target:
         target = Target.model_validate(document.data)
     except ValidationError as error:
         mistakes = sentences(error, Target)
-        raise RecipeError([f"{document.where(key)}: {sentence}." for key, sentence in mistakes]) from None
+        raise RecipeError(
+            [f"{document.where(key)}: {ended(sentence)}" for key, sentence in mistakes]
+        ) from None
     require_runtime(target.runtime)
     if target.itself is not None and _firmware_name().startswith(target.itself):
         return target.model_copy(update={"proxy": False})

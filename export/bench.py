@@ -36,7 +36,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError as error:
+    print(f"There is no {error.name} in this Python: python -m pip install numpy", file=sys.stderr)
+    sys.exit(2)
 
 # What decides how fast integer kernels are, by the names that Linux gives them.
 _ISA = (

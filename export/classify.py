@@ -20,8 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+try:
+    import numpy as np
+    from PIL import Image
+except ImportError as error:
+    print(f"There is no {error.name} in this Python: python -m pip install numpy pillow", file=sys.stderr)
+    sys.exit(2)
 
 
 class Wrong(Exception):

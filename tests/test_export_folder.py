@@ -277,3 +277,18 @@ def test_classify_reads_preprocess_json_where_the_file_does_not_say(device, tmp_
     (tmp_path / "preprocess.json").write_text("{")
     done = _python(tmp_path, "classify.py", "model.onnx", "cat.jpg")
     assert done.returncode == 2 and "preprocess.json cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "missing"), [("bench", "numpy"), ("classify", "numpy"), ("classify", "PIL")]
+)
+def test_a_package_that_the_device_lacks_is_told_in_a_sentence(script, missing):
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules[{missing!r}] = None\n"
+        f"sys.argv = ['{script}.py', 'model.onnx', 'image.png']\n"
+        f"runpy.run_path({str(shipped('export') / script)!r} + '.py', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "python -m pip install numpy" in done.stderr and "Traceback" not in done.stderr

@@ -150,3 +150,12 @@ def test_auto_reads_saturation_off_the_processor(monkeypatch, machine, flags, sa
     assert document.data["int8_saturates"] == "auto"
     monkeypatch.setattr(Path, "read_text", read_text)
     assert Target.model_validate(document.data).int8_saturates == saturates
+
+
+def test_a_question_ends_by_its_own_mark(tmp_path):
+    text = re.sub(
+        r"^runtime: .*$", "runtime: onnxruntim", load_target("host_cpu").as_yaml(), flags=re.MULTILINE
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r'did you mean "onnxruntime"\?$'):
+        load_target(tmp_path / "mine.yaml")

@@ -16,7 +16,7 @@ from compress_aug.policies.policy import Policy
 from compress_aug.policies.provenance import plain_mapping
 from compress_aug.policies.schedule import PolicySchedule, Segment
 from compress_aug.policies.space import COPIES, ENTRIES, MAX_PROBABILITY, OPERATIONS, SPACE
-from compress_aug.reading import Document, parse_yaml, read_yaml, sentences
+from compress_aug.reading import Document, ended, parse_yaml, read_yaml, sentences
 from compress_aug.schedule import AnySchedule
 
 FORMAT = 1
@@ -87,7 +87,7 @@ def _schedule(document: Document) -> PolicySchedule | AnySchedule:
         found = kind.model_validate(document.data)
     except ValidationError as error:
         raise RecipeError(
-            [f"{document.where(key)}: {_ended(sentence)}" for key, sentence in sentences(error, kind)]
+            [f"{document.where(key)}: {ended(sentence)}" for key, sentence in sentences(error, kind)]
         ) from None
     if isinstance(found, MagnitudeFile):
         return found.magnitude
@@ -110,7 +110,7 @@ def _kind(document: Document) -> type[FileKeys]:
     space = data["space"]
     if not isinstance(space, str) or space not in _KINDS:
         sentence = f'there is no space "{space}": {nearest(str(space), list(_KINDS))}'
-        raise RecipeError(f"{document.where(('space',))}: {_ended(sentence)}")
+        raise RecipeError(f"{document.where(('space',))}: {ended(sentence)}")
     return _KINDS[space]
 
 
@@ -176,12 +176,8 @@ def _checked_magnitude(schedule: AnySchedule) -> AnySchedule:
     try:
         return MagnitudeFile.model_validate(data).magnitude
     except ValidationError as error:
-        problems = [f"magnitude: {_ended(sentence)}" for _, sentence in sentences(error, MagnitudeFile)]
+        problems = [f"magnitude: {ended(sentence)}" for _, sentence in sentences(error, MagnitudeFile)]
         raise RecipeError(problems) from None
-
-
-def _ended(sentence: str) -> str:
-    return sentence if sentence.endswith("?") else f"{sentence}."
 
 
 def _flow(value: Any) -> str:

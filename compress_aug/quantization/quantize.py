@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from compress_aug.errors import ModelError, QuantizeError
-from compress_aug.patterns import matched, no_match
+from compress_aug.errors import ModelError
 from compress_aug.quantization import dorefa
 from compress_aug.quantization.calibrate import check_batch, observe, weight_ends
 from compress_aug.quantization.checks import check_inputs, check_same, outputs_of
@@ -16,18 +15,18 @@ from compress_aug.quantization.deferred import defer_rectifiers
 from compress_aug.quantization.finalize import check_final
 from compress_aug.quantization.folding import check_weights, float_norms, fold_batch_norms, foldable_norms
 from compress_aug.quantization.frozen import replay_frozen
-from compress_aug.quantization.gates import gate_modules, gates_of
 from compress_aug.quantization.graph import QuantizedModel
 from compress_aug.quantization.layerwise import INPUT, keep_input, read_through
 from compress_aug.quantization.norms import reestimate_batch_norms
 from compress_aug.quantization.parts import follow, kept_notes
+from compress_aug.quantization.placing import Quantizer, picked, placed_groups, wanted_bits
 from compress_aug.quantization.rewriting import (
     free_name,
     insert_after,
     use_pooling_for_means,
     use_splits_for_chunks,
 )
-from compress_aug.quantization.scale_groups import Flow, ScaleGroup, first_layers, last_layers, scale_groups
+from compress_aug.quantization.scale_groups import Flow
 from compress_aug.scheme import Bits, Override, Scheme, chosen
 from compress_aug.surgery import (
     LogEntry,
@@ -205,15 +204,6 @@ def replay(model: nn.Module, entry: LogEntry) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class _Quantizer:
-    """is_fixed: it has the levels of DoReFa, and nothing to calibrate."""
-
-    bits: int
-    is_unsigned: bool
-    is_fixed: bool
-
-
-@dataclass(frozen=True)
 class _Prepared:
     """A float graph model that has an Identity wherever a quantizer will be.
 
@@ -227,7 +217,7 @@ class _Prepared:
 
     model: nn.Module
     bits: dict[str, int]
-    quantizers: dict[str, _Quantizer]
+    quantizers: dict[str, Quantizer]
     shapes: dict[str, list[int]]
     float_norms: list[str]
     kept: dict[str, str]
@@ -260,13 +250,13 @@ def _prepare(
     if note is not None:
         for sentence in (*followed.notes, *kept_notes(flow, followed.kept)):
             note(sentence)
-    overrides = _overrides(flow, choice)
-    wanted = _wanted(flow, choice, overrides)
+    overrides = picked(flow, choice)
+    wanted = wanted_bits(flow, choice, overrides)
     bits = {name: number for name, (number, _) in wanted.items() if number is not None}
     if choice.is_dorefa and not choice.rescale:
         dorefa.check_norms(flow, bits)
     kept_float = frozenset(name for name, sides in wanted.items() if sides == (None, None))
-    placed = _placed(flow, choice, overrides, kept_float, note)
+    placed = placed_groups(flow, choice, overrides, kept_float, note)
     container = free_name(graph_model, "activation_quantizers")
     quantizers = {}
     for group, quantizer in placed:
@@ -284,80 +274,10 @@ def _prepare(
             inputs = choice.signed
         if name not in kept_float and isinstance(inputs, int):
             read_through(graph_model.get_submodule(name), nn.Identity())
-            quantizers[f"{name}.{INPUT}"] = _Quantizer(inputs, is_unsigned=False, is_fixed=False)
+            quantizers[f"{name}.{INPUT}"] = Quantizer(inputs, is_unsigned=False, is_fixed=False)
     all_shapes = layer_shapes(graph_model, sorted(flow.layers))
     left = float_norms(graph_model, kept_norms)
     return _Prepared(graph_model, bits, quantizers, all_shapes, left, followed.kept, flow.inner)
-
-
-_Overrides = list[tuple[set[str], Mapping[str, Bits]]]
-
-
-def _overrides(flow: Flow, choice: Scheme) -> _Overrides:
-    """The layers (if it picks none, the gates) that each pattern picks, and their bits, in the order given."""
-    every = {name: layer for name, layer in flow.modules.items() if name in flow.layers}
-    gates = gate_modules(flow)
-    found = []
-    for pattern, bits in choice.overrides.items():
-        names = matched(every, pattern)
-        if not names and (names := matched(gates, pattern)) and "weights" in bits:
-            raise QuantizeError(
-                f'overrides: "{pattern}" names a gate, which has no weights: give it activations alone.'
-            )
-        if not names:
-            raise QuantizeError(f"overrides: {no_match({**every, **gates}, pattern)}")
-        found.append((names, bits))
-    return found
-
-
-def _wanted(flow: Flow, choice: Scheme, overrides: _Overrides) -> dict[str, tuple[int | None, int | None]]:
-    """The bits of each layer's weights and, unless others read it as well, of what it reads; None for float."""
-    ends = first_layers(flow) | last_layers(flow)
-    wanted = {}
-    for name in sorted(flow.layers):
-        bits: dict[str, Bits | None] = {"weights": choice.weights, "activations": choice.activations}
-        if name in ends:
-            bits = {side: usual and choice.first_and_last for side, usual in bits.items()}
-        for names, given in overrides:
-            bits |= given if name in names else {}
-        weights, activations = (None if side == "float" else side for side in bits.values())
-        wanted[name] = (weights and min(weights, choice.most_weight_bits), activations)
-    return wanted
-
-
-def _placed(
-    flow: Flow,
-    choice: Scheme,
-    overrides: _Overrides,
-    kept_float: frozenset[str],
-    note: Callable[[str], None] | None,
-) -> list[tuple[ScaleGroup, _Quantizer]]:
-    """The groups of values that get a quantizer, and which."""
-    groups = scale_groups(flow, kept_float)
-    if choice.is_dorefa:
-        if note is not None and choice.signed == "float":
-            dorefa.tell_signed(groups, flow, kept_float, note)
-        groups = dorefa.placed(
-            groups, flow, kept_float, with_signed=choice.signed != "float", with_pooled=choice.pooled
-        )
-    placed = []
-    for group in groups:
-        read_by = {flow.layer(reader) for reader in group.readers}
-        is_fixed = choice.is_dorefa and group.is_unsigned and not read_by <= kept_float | {None}
-        bits: Bits | None = choice.activations
-        if choice.is_dorefa and not is_fixed:
-            bits = bits and choice.signed
-        elif group.is_outermost and choice.first_and_last != "float":
-            bits = bits and choice.first_and_last
-        gates = gates_of(group, flow)
-        if gates and isinstance(bits, int):
-            bits = max(bits, choice.least_gate_bits)
-        for names, given in overrides:
-            if "activations" in given and names & (read_by | gates):
-                bits = given["activations"]
-        if isinstance(bits, int):
-            placed.append((group, _Quantizer(bits, group.is_unsigned, is_fixed)))
-    return placed
 
 
 def _calibrated(

@@ -6,14 +6,12 @@ ready.) The events are those of its log and of Ray's, in the same files.
 """
 
 import hashlib
-import io
 import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from random import Random
 from typing import Any
 
@@ -21,18 +19,16 @@ import torch
 
 from compress_aug.batch import Batch
 from compress_aug.errors import CompressAugError, Interrupted, RecipeError, RunFolderError, TrainingError
-from compress_aug.folders import written_whole
 from compress_aug.policies import Policy, PolicySchedule, lived_schedule, log_line
 from compress_aug.progress import interrupt_flag
 from compress_aug.search.evolution import exploit, explore
+from compress_aug.search.store import JOURNAL, MEMBER, START, Store, damaged_file
 from compress_aug.training import Training, mixed_seed
 
 Change = Callable[[Batch, int | None, int, int], Batch]
 """What changes the images of a training: (batch, magnitude, epoch, seed) -> batch."""
 
-JOURNAL = "population.json"
 _FORMAT = 1
-_START, _MEMBER = "start.pt", "member-"
 
 
 class PolicySlot:
@@ -137,8 +133,7 @@ def search_population(
                 quarter, and changes the policy
     quantile, resample: see `exploit`, `explore`
     folder:     where the state of the search is kept, so that it goes on from there when it is called again; None
-                keeps it in memory. Ends with the logs of
-                all members as Population Based Augmentation writes them
+                keeps it in memory. Ends with the logs of all members as Population Based Augmentation writes them
     told:       is called after each epoch of each member, and after each exchange
     about:      plain values that join the schedule's provenance
 
@@ -150,89 +145,26 @@ def search_population(
     Source: Population Based Augmentation (arXiv 1905.05393), as arXiv 2004.08861 uses it; what is ours: exchanges at
     the same epoch for all, and one start for all members.
     """
-    if population < 2 or every < 1:
-        raise RecipeError(
-            f"a search needs a population of at least 2 and an exchange every 1 or more epochs, found {population} and "
-            f"{every}"
-        )
-    if every >= training.settings.epochs:
-        raise RecipeError(
-            f"an exchange every {every} of {training.settings.epochs} epochs leaves no epoch behind one: nothing would "
-            "be searched"
-        )
+    check_numbers(population, every, training.settings.epochs)
     if not len(training.data.validation):
         raise RecipeError("a search judges by validation images, and the data set holds none out")
-    search = _Search(training, slot, every, quantile, resample, seed, _Store(folder), told)
+    search = _Search(training, slot, every, quantile, resample, seed, Store(folder), told)
     with interrupt_flag() as interrupted:
         search.begin(population, interrupted)
         return search.run(dict(about or {}), interrupted)
 
 
-class _Store:
-    """States of trainings, in files or in memory, and the journal, which alone says which of them count."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._memory: dict[str, bytes] = {}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def put(self, name: str, state: Mapping[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        if self.folder is None:
-            self._memory[name] = buffer.getvalue()
-            return
-        with written_whole(self.folder / name) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-
-    def get(self, name: str, device: torch.device) -> Mapping[str, Any]:
-        source: Any = io.BytesIO(self._memory[name]) if self.folder is None else self.folder / name
-        try:
-            state: Mapping[str, Any] = torch.load(source, map_location=device, weights_only=True)
-        except FileNotFoundError:
-            raise RunFolderError(
-                f"{source} is missing: delete {JOURNAL} beside it, and the search begins anew."
-            ) from None
-        except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-            raise self.damaged(name, error) from None
-        return state
-
-    def damaged(self, name: str, error: Exception) -> RunFolderError:
-        said = str(error).strip().split("\n")[0].split(". ")[0]
-        return RunFolderError(
-            f"{self.folder and self.folder / name} is damaged ({said}): delete {JOURNAL} beside it, and the search "
-            "begins anew."
+def check_numbers(population: int, every: int, epochs: int) -> None:
+    """Raise RecipeError for numbers with which no search would exchange anything."""
+    if population < 2 or every < 1:
+        raise RecipeError(
+            f"a search needs a population of at least 2 and an exchange every 1 or more epochs, found {population} and "
+            f"{every}"
         )
-
-    def drop(self, but: set[str], also: str = "") -> None:
-        """Forget the states of members, but those named, and one other."""
-        there = (
-            list(self._memory) if self.folder is None else [path.name for path in self.folder.glob("*.pt")]
+    if every >= epochs:
+        raise RecipeError(
+            f"an exchange every {every} of {epochs} epochs leaves no epoch behind one: nothing would be searched"
         )
-        for name in there:
-            if name == also or (name.startswith(_MEMBER) and name not in but):
-                if self.folder is None:
-                    del self._memory[name]
-                else:
-                    (self.folder / name).unlink()
-
-    def write(self, name: str, text: str) -> None:
-        if self.folder is not None:
-            with written_whole(self.folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-
-    def read(self, name: str) -> dict[str, Any] | None:
-        path = None if self.folder is None else self.folder / name
-        if path is None or not path.is_file():
-            return None
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise _damaged(path, str(error)) from None
-        if not isinstance(found, dict):
-            raise _damaged(path, f"it holds a {type(found).__name__}")
-        return found
 
 
 @dataclass
@@ -243,7 +175,7 @@ class _Search:
     quantile: float
     resample: float
     seed: int
-    store: _Store
+    store: Store
     told: Callable[[Progress], None]
     members: list[_Member] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -270,7 +202,7 @@ class _Search:
                 self.training, lambda training: interrupted()
             ):
                 raise Interrupted("Stopped before the first epoch.")
-            self.store.put(_START, self.training.state_dict())
+            self.store.put(START, self.training.state_dict())
             self.members = [_Member(Policy.none().vector()) for _ in range(population)]
             self._write_journal()
             return
@@ -295,7 +227,7 @@ class _Search:
             whole = False
         if not whole:
             assert self.store.folder is not None
-            raise _damaged(self.store.folder / JOURNAL, "members of it are missing, or keys of members")
+            raise damaged_file(self.store.folder / JOURNAL, "members of it are missing, or keys of members")
 
     def run(self, about: dict[str, Any], interrupted: Callable[[], bool]) -> FoundPolicies:
         while (reached := min(member.epochs for member in self.members)) < self.epochs:
@@ -309,7 +241,7 @@ class _Search:
         self._check_alive(self.epochs)
         self._write_logs()
         # What is found is in the journal; the weights were only good for going on.
-        self.store.drop(set(), _START)
+        self.store.drop(set(), START)
         best = max(range(len(self.members)), key=lambda number: self.members[number].rank)
         winner = self.members[best]
         schedule = lived_schedule(winner.lines, epochs=self.epochs, first=Policy.from_vector(winner.policy))
@@ -349,7 +281,7 @@ class _Search:
             member.curve.append(None if broken else member.score)
             self._tell()
         if not broken:
-            member.state = f"{_MEMBER}{number:03d}-{member.epochs:05d}.pt"
+            member.state = f"{MEMBER}{number:03d}-{member.epochs:05d}.pt"
             self.store.put(member.state, training.state_dict())
         self._write_journal()
         if before != member.state:
@@ -358,11 +290,11 @@ class _Search:
             raise Interrupted(f"Stopped after epoch {member.epochs} of member {number}.")
 
     def _load(self, name: str | None) -> None:
-        state = self.store.get(name or _START, self.training.fabric.device)
+        state = self.store.get(name or START, self.training.fabric.device)
         try:
             self.training.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise self.store.damaged(name or _START, error) from error
+            raise self.store.damaged(name or START, error) from error
 
     def _exchange(self, epoch: int) -> None:
         rng = Random(mixed_seed(self.seed, "exchange", epoch))
@@ -402,10 +334,6 @@ class _Search:
         for number, member in enumerate(self.members):
             if member.lines:
                 self.store.write(f"pbt_policy_{number}.txt", "".join(f"{line}\n" for line in member.lines))
-
-
-def _damaged(path: Path, how: str) -> RunFolderError:
-    return RunFolderError(f"{path} is damaged ({how}): delete it, and the search begins anew.")
 
 
 def _fingerprint(training: Training) -> str:

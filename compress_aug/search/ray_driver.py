@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from compress_aug.errors import Interrupted, MissingPart, RecipeError, TrainingError
+from compress_aug.errors import Interrupted, MissingPart, TrainingError
 from compress_aug.folders import written_whole
 from compress_aug.policies import Policy, lived_schedule
 from compress_aug.search.evolution import explore
-from compress_aug.search.population import FoundPolicies, PolicySlot, Progress
+from compress_aug.search.population import FoundPolicies, PolicySlot, Progress, check_numbers
 from compress_aug.training import Training, mixed_seed
 
 MakeTraining = Callable[[], tuple[Training, PolicySlot]]
@@ -176,11 +176,7 @@ def search_population_on_ray(
 
     Source: arXiv 1905.05393, which ran on Ray; pairs and order of exchanges are Ray's own.
     """
-    if population < 2 or not 1 <= every < epochs:
-        raise RecipeError(
-            f"a search needs a population of at least 2 and an exchange after 1 to {epochs - 1} epochs, found "
-            f"{population} and {every}"
-        )
+    check_numbers(population, every, epochs)
     ray, tune = _ray()
     started = not ray.is_initialized()
     if started:
