@@ -75,11 +75,17 @@ def test_python_on_the_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_yaml_on_the_page_is_a_recipe_or_a_part_of_one(page, tmp_path, monkeypatch):
+def test_yaml_on_the_page_is_a_study_a_recipe_or_a_part_of_one(page, tmp_path, monkeypatch):
     from compress_aug.recipe import load_recipe
+    from compress_aug.study import load_study
 
     monkeypatch.chdir(tmp_path)
     for line, code in blocks(page, "yaml"):
+        if "study: 1\n" in code:
+            study = tmp_path / f"line-{line}.study.yaml"
+            study.write_text(code)
+            assert load_study(study).runs
+            continue
         head = "" if code.lstrip("# ").startswith("version") or "\nversion:" in code else "version: 1\n"
         body = code if re.search(r"^stages:", code, re.MULTILINE) else "stages:\n" + code
         file = tmp_path / f"line-{line}.yaml"
@@ -97,11 +103,11 @@ def test_every_relative_link_leads_somewhere():
 
 
 OUTSIDE = """\
-├── recipes/                     recipes that ship: quickstart.yaml and everyday ones; paper/: baselines to compare with
+├── recipes/                     recipes that ship: everyday ones; paper/: the papers' studies and baselines
 ├── export/                      what leaves for the device, without torch: bench.py, classify.py, targets/*.yaml
 ├── hatch_build.py               compiles the kernels of compress_aug/native when the package is built
 ├── benchmarks/                  side-by-side measurements against other loops and tools, one command each
-├── docs/                        what each stage does; the five depths of the Python API
+├── docs/                        what each stage does; the five depths of the Python API; what studies found
 └── tests/                       test_<module>.py, toys.py; one file a module
 """
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from compress_aug.cli import augmentation, files, recipes, runs, schedules, sensitivity
+from compress_aug.cli import augmentation, files, recipes, runs, schedules, sensitivity, studies
 from compress_aug.errors import CompressAugError
 
 app = typer.Typer(
@@ -31,6 +31,8 @@ app.command()(sensitivity.sensitivity)
 app.command()(files.bench)
 app.command()(runs.export)
 app.command()(runs.report)
+app.command()(studies.study)
+app.command()(studies.results)
 
 
 def main() -> None:

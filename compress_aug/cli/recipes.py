@@ -30,17 +30,24 @@ def plan(recipe: RecipeName, sets: Sets = None, start_from: FromOption = None) -
 
 
 def list_all() -> None:
-    """List the shipped recipes, the devices, the models, the data sets and the stages."""
+    """List the shipped recipes and studies, the devices, the models, the data sets and the stages."""
     from compress_aug.folders import shipped
-    from compress_aug.recipe import recipe_names
+    from compress_aug.recipe import STUDY_SUFFIX, recipe_names
     from compress_aug.stages import STAGES
+    from compress_aug.study.file import study_names
     from compress_aug.targets import load_target, target_names
 
     console = new_console()
     recipes = [(name, _first_comment(shipped("recipes") / f"{name}.yaml")) for name in recipe_names()]
+    studies = [(name, _first_comment(shipped("recipes") / f"{name}{STUDY_SUFFIX}")) for name in study_names()]
     targets = [(name, load_target(name).description) for name in target_names()]
     stages = [(word, (kind.__doc__ or "").split("\n")[0]) for word, kind in STAGES.items()]
-    for title, rows in (("Recipes", recipes), ("Targets", targets), ("Stages", stages)):
+    for title, rows in (
+        ("Recipes", recipes),
+        ("Studies", studies),
+        ("Targets", targets),
+        ("Stages", stages),
+    ):
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for row in rows:
             table.add_row(*row)

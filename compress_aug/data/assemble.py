@@ -43,9 +43,9 @@ def assemble(
         pixels = train.image_shape[0] * train.image_shape[1] * train.image_shape[2]
         in_memory = pixels * sum(len(rows) for _, rows in parts) < MEMORY_BYTES
     if in_memory:
-        sources: list[Source] = [*_decoded(parts, threads or _cores(), on_progress)]
+        sources: list[Source] = [*_decoded(parts, threads or cores(), on_progress)]
     else:
-        workers = min(_cores(), 8) if workers is None else workers
+        workers = min(cores(), 8) if workers is None else workers
         sources = [StreamedSource(items, rows, workers) for items, rows in parts]
     measured_mean, measured_std = measure_colours(sources[0]) if mean is None or std is None else ((), ())
     return Data(
@@ -100,6 +100,6 @@ def _per_channel(
     return values
 
 
-def _cores() -> int:
+def cores() -> int:
     """How many cores this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

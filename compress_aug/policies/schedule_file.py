@@ -43,6 +43,11 @@ def read_schedule(path: str | Path) -> PolicySchedule | AnySchedule:
     return _schedule(read_yaml(Path(path)))
 
 
+def parse_schedule(text: str, name: str) -> PolicySchedule | AnySchedule:
+    """The schedule in the text of such a file. name: what errors call it. Raises RecipeError as `read_schedule`."""
+    return _schedule(parse_yaml(text, name=name))
+
+
 def write_schedule(
     schedule: PolicySchedule | AnySchedule, path: str | Path, provenance: Mapping[str, Any] | None = None
 ) -> None:

@@ -43,6 +43,9 @@ class Build:
         if not isinstance(data, dict):
             self._problem((), "expected a recipe with the keys version and stages")
             return {}
+        if "study" in data:
+            self._problem((), "this is a study of several runs: use `compress-aug study`")
+            return {}
         for word in data:
             if word not in TOP_KEYS:
                 self._problem((word,), f'unknown key "{word}": {nearest(str(word), TOP_KEYS)}')
@@ -72,7 +75,7 @@ class Build:
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             self._problem(("variables",), "expected names and values, such as {student_schedule: student}")
             return {}
-        used = _columns_in([data.get("stages"), data.get("defaults")])
+        used = names_in([data.get("stages"), data.get("defaults")])
         for name in given:
             if self._is_name(name, ("variables", name)) and name not in used:
                 self._problem(("variables", name), f"no stage uses ${name}: write it where the value belongs")
@@ -125,7 +128,7 @@ class Build:
                 )
                 continue
             if isinstance(given, str):
-                given, _ = _fill(given, variables)
+                given, _ = fill(given, variables)
             if not isinstance(given, dict):
                 self._problem(("defaults", word), f"expected keys and values, found {given!r}")
                 continue
@@ -154,7 +157,7 @@ class Build:
         if not isinstance(given, dict) or not isinstance(given.get("stages"), list) or "rounds" not in given:
             self._problem(key, "expected rounds (a number, or a list of rows) and stages (a list)")
             return
-        own, missing = _fill({name: value for name, value in given.items() if name != "stages"}, columns)
+        own, missing = fill({name: value for name, value in given.items() if name != "stages"}, columns)
         if missing:
             self._tell_missing(missing, columns, key, round_text)
             return
@@ -162,7 +165,7 @@ class Build:
         words = {name for row in rows for name in row}
         for name in sorted(words, key=str):
             self._is_name(name, (*key, name) if name in given else (*key, "rounds"))
-        used = _columns_in([given["stages"], self._defaults])
+        used = names_in([given["stages"], self._defaults])
         for unused in sorted(words - used, key=str):
             place = (*key, unused) if unused in given else (*key, "rounds")
             if isinstance(unused, str) and re.fullmatch(r"\w+", unused):
@@ -217,7 +220,7 @@ class Build:
         kind = self._stage_class(word, key)
         if kind is None:
             return
-        filled, missing = _fill(given, columns)
+        filled, missing = fill(given, columns)
         self._tell_missing(missing, columns, key, round_text)
         if missing:
             return
@@ -253,7 +256,7 @@ class Build:
 
     def _defaults_of(self, word: Any, columns: Mapping[str, Any], round_text: str) -> dict[str, Any]:
         """The defaults of a word, with the values of their $names here."""
-        filled, missing = _fill(self._defaults.get(word, {}), columns)
+        filled, missing = fill(self._defaults.get(word, {}), columns)
         self._tell_missing(missing, columns, ("defaults", word), round_text)
         return dict(filled)
 
@@ -285,17 +288,18 @@ class Build:
         return None
 
 
-def _columns_in(value: Any) -> set[str]:
+def names_in(value: Any) -> set[str]:
+    """All NAMEs that stand as $NAME anywhere in plain data."""
     if isinstance(value, str):
         return set(_COLUMN.findall(value))
     if isinstance(value, dict):
-        return {name for inner in value.values() for name in _columns_in(inner)}
-    return {name for inner in value for name in _columns_in(inner)} if isinstance(value, list) else set()
+        return {name for inner in value.values() for name in names_in(inner)}
+    return {name for inner in value for name in names_in(inner)} if isinstance(value, list) else set()
 
 
-def _fill(value: Any, columns: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def fill(value: Any, columns: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The value with each $name replaced by its column, and the names that have none."""
-    missing = sorted(name for name in _columns_in(value) if name not in columns)
+    missing = sorted(name for name in names_in(value) if name not in columns)
     if missing:
         return value, missing
 

@@ -24,6 +24,9 @@ from compress_aug.targets import load_target
 # them it bears 0.01, and a smaller net 0.02 but not 0.1.
 QAT_LR = {"fold": 0.005, "keep": 0.02}
 
+# Studies ship among the recipes that they run.
+STUDY_SUFFIX = ".study.yaml"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -195,20 +198,34 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = (), start: Outloo
     path = find_recipe(source)
     document = read_yaml(path)
     for override in overrides:
-        _override(document, override)
-    build = Build(document)
-    top = build.read(Path(str(source)).stem)
-    if build.problems:
-        raise RecipeError(list(dict.fromkeys(build.problems)))
-    recipe = Recipe(tuple(build.stages), places=tuple(build.places), **top)
-    recipe = recipe.with_files(lambda name: _beside(path, name))
+        set_value(document, override)
+    recipe = recipe_of(document, name=Path(str(source)).stem, beside=path.parent)
     recipe.foresee(start)
     return recipe
 
 
-def _beside(recipe: Path, name: str) -> str:
+def recipe_of(document: Document, *, name: str, beside: Path) -> Recipe:
+    """The recipe that a document in memory says, not yet foreseen.
+
+    name:   for a recipe that does not say its own
+    beside: the folder in which files that it names are looked for first
+
+    Raises RecipeError that lists all problems.
+
+    >>> recipe_of(parse_yaml("{version: 1, stages: [{train: {epochs: 2}}]}"), name="mine", beside=Path()).stages[0].epochs
+    2
+    """
+    build = Build(document)
+    top = build.read(name)
+    if build.problems:
+        raise RecipeError(list(dict.fromkeys(build.problems)))
+    recipe = Recipe(tuple(build.stages), places=tuple(build.places), **top)
+    return recipe.with_files(lambda named: _beside(beside, named))
+
+
+def _beside(folder: Path, name: str) -> str:
     """A file that a recipe names: beside the recipe if it is there, else as seen from the current folder."""
-    beside = recipe.parent / name
+    beside = folder / name
     return str(beside) if beside.is_file() else name
 
 
@@ -231,7 +248,8 @@ def find_recipe(source: str | Path) -> Path:
 def recipe_names() -> list[str]:
     """The names of all shipped recipes, those in subfolders with a slash."""
     folder = shipped("recipes")
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    files = (path for path in folder.rglob("*.yaml") if not path.name.endswith(STUDY_SUFFIX))
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in files)
 
 
 def with_choices(recipe: Recipe, **choices: Any) -> Recipe:
@@ -252,8 +270,11 @@ def _word(stage: Stage) -> str:
     return stage.word if STAGES.get(stage.word) is kind else f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _override(document: Document, text: str) -> None:
-    """Set one value of the document. Every part of the path but the last must exist."""
+def set_value(document: Document, text: str) -> None:
+    """Set one value of the document, as `--set KEY=VALUE` says. Every part of the path but the last must exist.
+
+    Raises RecipeError with the nearest key.
+    """
     path, equals, value = text.partition("=")
     parts: list[str | int] = [int(p) if p.isascii() and p.isdecimal() else p for p in path.strip().split(".")]
     if not equals or not path.strip():

@@ -155,6 +155,14 @@ class Stage(Part):
     # Whether the model is another one afterwards, so that it is measured and saved anew.
     changes_model: ClassVar[bool] = True
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the stages behind this one (`Setup.following`) decide what it does.
+
+        Runs that begin with the same stages share their results, but for these.
+        """
+        return False
+
     def foresee(self, outlook: Outlook) -> Outlook:
         """What will be known after this stage. Pure and quick. Raises RecipeError if it cannot follow."""
         return outlook

@@ -138,6 +138,11 @@ class PruneChannels(Stage):
         _tell(surgery_log(model)[-1], what, quantize, setup)
         return replace(state, model=model)
 
+    @property
+    def looks_ahead(self) -> bool:
+        # What a trial costs is measured in the form that the file will have.
+        return self.form is None and bool(set(self.until.given()) & set(_MEASURED))
+
     def _quantize(self, setup: Setup) -> Quantize | None:
         """The stage that every trial goes through before it is measured; None if it is measured in float."""
         ends = (stage for stage in setup.following if isinstance(stage, Quantize | Export))

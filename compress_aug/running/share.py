@@ -1,0 +1,58 @@
+"""begin_like: a new run whose first stages another run has done already, so that they are not done twice."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from compress_aug.errors import RunFolderError
+from compress_aug.reading import read_yaml
+from compress_aug.recipe import Recipe
+from compress_aug.running.folder import RunFolder, check_resumable
+from compress_aug.running.stored import portable, store
+
+
+def begin_like(recipe: Recipe, source: str | Path, out: str | Path) -> int:
+    """Make a run's folder whose first stages are those of a finished run; `run(resume=True)` goes on behind them.
+
+    recipe: its first stages, model, data and seed are those of the other run
+    source: the folder of the other run, all of whose stages are done; it stays as it is
+    out:    new; the large files are hard links where the disk allows it, since no run changes a file of its own
+
+    Returns how many stages are done. A run that goes on so equals one that did everything by itself, because what
+    a stage does depends on the stages before it, the seed and the data alone, but for stages that look ahead
+    (`Stage.looks_ahead`), which must not be among those that are shared.
+
+    Raises RunFolderError if the runs begin differently, or a shared stage looks ahead.
+
+    >>> begin_like(recipe, "runs/shared", "runs/mine")                                      # doctest: +SKIP
+    2
+    """
+    there, here = RunFolder(Path(source)), RunFolder(Path(out))
+    # What a run is called decides nothing that it does.
+    name = read_yaml(there.path / "recipe.yaml").data["name"]
+    check_resumable(there, portable(replace(recipe, name=name)))
+    done = len(there.done_rows(recipe))
+    ahead = [stage.word for stage in recipe.stages[:done] if stage.looks_ahead]
+    if ahead:
+        raise RunFolderError(
+            f"{there.path} cannot be shared: {ahead[0]} depends on the stages behind it, which differ."
+        )
+    temporary = here.path.with_name(f".{here.path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    begun = [there.stage(index, stage) for index, stage in enumerate(recipe.stages[:done])]
+    for folder in (*begun, there.path / "kept", there.path / "start"):
+        if folder.is_dir():
+            shutil.copytree(folder, temporary / folder.name, copy_function=_linked)
+    store(recipe, RunFolder(temporary))
+    portable(recipe).save(temporary / "recipe.yaml")
+    temporary.replace(here.path)
+    return done
+
+
+def _linked(source: str, goal: str) -> None:
+    try:
+        os.link(source, goal)
+    except OSError:
+        shutil.copy2(source, goal)
