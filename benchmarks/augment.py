@@ -43,12 +43,12 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import v2
-from training import cpu_name  # the file beside this one
 
 from compress_aug.augment import RandAugment
 from compress_aug.batch import Batch
 from compress_aug.models import load_model
 from compress_aug.native import kernels
+from compress_aug.study.results import cpu_name
 from compress_aug.training import Settings, build_optimizer
 
 MAGNITUDE, LARGEST = 14, 30

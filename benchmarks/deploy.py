@@ -43,11 +43,11 @@ from qat import stock_model  # this file and the next lie beside this one
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from training import cpu_name
 
 from compress_aug import deploy, quantization
 from compress_aug.folders import shipped
 from compress_aug.models import load_model
+from compress_aug.study.results import cpu_name
 
 # Of a comparison by processes: how often each side starts, and how many runs it times then.
 _STARTS = (2, 5)

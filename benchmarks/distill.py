@@ -24,7 +24,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from training import cpu_name, noise  # this file lies beside this one
+from training import noise  # this file lies beside this one
 
 from compress_aug.distill import (
     Attention,
@@ -38,6 +38,7 @@ from compress_aug.distill import (
     singular_vectors,
 )
 from compress_aug.models import load_model
+from compress_aug.study.results import cpu_name
 from compress_aug.training import CrossEntropy, Settings, Training, build_optimizer
 
 BATCH = 128
@@ -83,7 +84,7 @@ def objectives(settings: Settings) -> dict[str, Callable[[], object]]:
         "soft_labels": lambda: SoftLabels(net()),
         "dml": lambda: Distillation(net(), [Mutual()]),
         "dml_online": lambda: OnlineMutualLearning(net(), lambda p: build_optimizer(p, settings)),
-        "rkd": lambda: Distillation(net(), [Relations()]),
+        "rkd": lambda: Distillation(net(), [Relations()], clip="post_clip"),
         "mhgd": lambda: Distillation(net(), [heads()]),
         "kd_svd": lambda: Distillation(net(), [Directions()]),
         "ii_kd": ii_kd,

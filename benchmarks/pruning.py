@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn.utils import prune
-from training import cpu_name  # the file beside this one
 
 from compress_aug import (
     Data,
@@ -47,6 +46,7 @@ from compress_aug import (
     measure,
     write,
 )
+from compress_aug.study.results import cpu_name
 
 CLASSIFIERS = {"resnet20": "fc", "mobilenet_v2": "classifier.1"}
 ROUND_TO, STRONG = 8, 14

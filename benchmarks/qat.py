@@ -34,12 +34,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
-from training import cpu_name
 
 from compress_aug.models import load_model
 from compress_aug.native import kernels
 from compress_aug.quantization import quantize, without_quantizers
 from compress_aug.quantization.fused import quantization_executor
+from compress_aug.study.results import cpu_name
 
 BATCH = 128
 CASES = tuple(f"{name} {kind}" for name in ("resnet20", "mobilenet_v2") for kind in ("fp32", "bf16"))

@@ -30,7 +30,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from training import cpu_name  # the file beside this one
 
 from compress_aug import (
     Data,
@@ -45,6 +44,7 @@ from compress_aug import (
     quantize,
     write,
 )
+from compress_aug.study.results import cpu_name
 
 BITS = (8, 4, 2)
 CALIBRATION = 512

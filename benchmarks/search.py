@@ -32,12 +32,13 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from training import cpu_name, noise  # this file lies beside this one
+from training import noise  # this file lies beside this one
 
 from compress_aug.augment import AutoMagnitude, RandAugment
 from compress_aug.data import Data
 from compress_aug.models import load_model
 from compress_aug.search import PolicySlot, search_population
+from compress_aug.study.results import cpu_name
 from compress_aug.surgery import freeze
 from compress_aug.training import Settings, Training
 

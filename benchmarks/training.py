@@ -7,7 +7,6 @@ Both loops take turns in one process, each for a few hundred steps at a time; th
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from compress_aug.augment import RandAugment, crop_and_flip
 from compress_aug.data import Data, MemorySource
 from compress_aug.models import load_model
 from compress_aug.precision import choose_precision
+from compress_aug.study.results import cpu_name
 from compress_aug.training import Settings, Training, build_optimizer
 
 BATCH = 128
@@ -140,15 +140,6 @@ def main() -> None:
             "rows": rows,
         }
         given.json.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def cpu_name() -> str:
-    """The processor as the system calls it, or its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine()
-    )
 
 
 if __name__ == "__main__":

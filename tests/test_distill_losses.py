@@ -121,6 +121,20 @@ def test_equal_rows_give_no_gradient():
     assert some.grad.isfinite().all() and some.grad.abs().max() < 1e3
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_smaller_the_rows_the_longer_the_gradient_of_relations(normalise):
+    """The loss does not see the scale: what weights that suit large answers do to small ones is why it is clipped."""
+    teacher, lengths, losses = drawn(6, 5, seed=1), [], []
+    for scale in (1.0, 0.01):
+        student = (scale * drawn(6, 5)).requires_grad_()
+        loss = rkd_loss(student, teacher, normalise=normalise)
+        (gradient,) = torch.autograd.grad(loss, student)
+        losses.append(loss.item())
+        lengths.append(gradient.norm().item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert lengths[1] == pytest.approx(100 * lengths[0], rel=1e-2)
+
+
 def test_relations_gradient():
     student, teacher = drawn(4, 3, seed=2), drawn(4, 3, seed=3)
     student.requires_grad_()

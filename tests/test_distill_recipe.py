@@ -3,11 +3,10 @@
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
-from toys import TinyResidual, tiny_data
+from toys import TinyResidual, tiny_data, two_maps_net
 
 import compress_aug
-from compress_aug import Distill, Keep, Prune, PruneChannels, Quantize, Recipe, Train, check, run
+from compress_aug import Distill, Keep, Model, Prune, PruneChannels, Quantize, Recipe, Train, check, run
 from compress_aug.errors import Interrupted, RecipeError
 from compress_aug.recipe import load_recipe
 from compress_aug.schedule import Halving
@@ -18,19 +17,12 @@ QUIET = Console(quiet=True)
 LOSSES = ("soft_labels", "dml", "dml_online", "rkd", "mhgd", "kd_svd", "ii_kd")
 
 
-def net(width=4):
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    layers += [nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 4))
-
-
 def train(epochs=1, **keys):
     return Train(epochs=epochs, batch_size=16, lr=0.05, precision="float32", **keys)
 
 
 def went(stages, out, **keys):
-    given = {"model": net(), "data": tiny_data(), "device": "cpu", "console": QUIET, **keys}
+    given = {"model": two_maps_net(), "data": tiny_data(), "device": "cpu", "console": QUIET, **keys}
     return run(Recipe(stages), out=out, **given)
 
 
@@ -48,13 +40,8 @@ def test_defaults_follow_the_loss(tmp_path):
     assert (soft.loss, soft.weight, soft.temperature, soft.squared) == ("soft_labels", 0.9, 4.0, True)
     rkd = read("{epochs: 1, distill: {teacher: teacher, loss: rkd}}", path)
     assert rkd.weight == Halving(start=1, halve_every=0.3)
-    assert (rkd.distance, rkd.angle, rkd.normalise, rkd.embedding, rkd.clip) == (
-        50,
-        100,
-        True,
-        "logits",
-        False,
-    )
+    assert (rkd.distance, rkd.angle, rkd.normalise, rkd.embedding) == (50, 100, True, "logits")
+    assert (rkd.clip, rkd.lambda_mode) == (True, "post_clip")
     whole = read("{epochs: 1, distill: {teacher: teacher, loss: ii_kd, heads: 2}}", path)
     assert whole.weight == Halving(start=0.4, halve_every=0.3)
     assert (whole.clip, whole.lambda_mode, whole.reduction, whole.heads) == (True, "post_clip", "sum", 2)
@@ -67,6 +54,8 @@ def test_presets_of_role_kd(tmp_path):
     path = tmp_path / "mine.yaml"
     soft = read("{epochs: 1, distill: {teacher: teacher, preset: role_kd}}", path)
     assert (soft.weight, soft.temperature, soft.squared) == (0.3, 3.0, False)
+    rkd = read("{epochs: 1, distill: {teacher: teacher, loss: rkd, preset: role_kd}}", path)
+    assert (rkd.distance, rkd.angle, rkd.clip, rkd.lambda_mode) == (50, 100, False, None)
     whole = read("{epochs: 1, distill: {teacher: teacher, loss: ii_kd, preset: role_kd, heads: 8}}", path)
     assert (whole.heads, whole.attention, whole.lambda_mode, whole.weight) == (8, "random", "off", None)
     free = read("{epochs: 1, distill: {teacher: teacher, loss: ii_kd, preset: role_kd, clip: false}}", path)
@@ -84,8 +73,8 @@ def test_taps_have_three_forms(tmp_path):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("preset", [None, "role_kd"])
 def test_what_a_run_writes_down_is_read_back_the_same(loss, preset, tmp_path):
-    if preset and loss not in ("soft_labels", "mhgd", "ii_kd"):
-        with pytest.raises(ValueError, match="preset: role_kd is for soft_labels, mhgd, ii_kd"):
+    if preset and loss not in ("soft_labels", "rkd", "mhgd", "ii_kd"):
+        with pytest.raises(ValueError, match="preset: role_kd is for soft_labels, rkd, mhgd, ii_kd"):
             Distill(teacher="teacher", loss=loss, preset=preset)
         return
     recipe = Recipe(
@@ -157,7 +146,7 @@ def test_the_plan_names_the_loss(distill, words):
 def test_every_loss_runs_in_a_check_and_in_a_run(loss, tmp_path):
     stages = [train(), Keep(name="teacher"), PruneChannels(until={"ratio": 0.5}, round_to=1)]
     stages.append(train(2, distill=Distill(teacher="teacher", loss=loss)))
-    rehearsed = check(Recipe(stages), model=net(), data=tiny_data(), device="cpu", console=QUIET)
+    rehearsed = check(Recipe(stages), model=two_maps_net(), data=tiny_data(), device="cpu", console=QUIET)
     assert [row["word"] for row in rehearsed["stages"]] == ["train", "keep", "prune_channels", "train"]
     result = went(stages, tmp_path / "run")
     rows = result.report["stages"][-1]["history"]
@@ -167,7 +156,7 @@ def test_every_loss_runs_in_a_check_and_in_a_run(loss, tmp_path):
     assert ("taps: 2, 5 of the teacher, 2, 5 of the student" in notes) == maps
     assert ("learned 1x1 adapters" in notes) == maps
     # Nothing of it is in the files.
-    again = compress_aug.load(result.folder, model=net())
+    again = compress_aug.load(result.folder, model=two_maps_net())
     assert all(
         torch.equal(value, again.state_dict()[name]) for name, value in result.model.state_dict().items()
     )
@@ -208,6 +197,23 @@ def test_a_stopped_run_goes_on_to_the_same_end(loss, tmp_path):
     assert told[0] == told[1]
 
 
+def test_relations_by_default_break_no_training_from_scratch(tmp_path):
+    """The gradient of relations is far longer than the task's in a fresh net: added up as it is, it drowns the task."""
+
+    def parts(**keys):
+        distill = Distill(teacher="teacher", loss="rkd", **keys)
+        student = Model(name="resnet8", arguments={"width": 4})
+        stages = [train(8), Keep(name="teacher"), student, train(6, distill=distill)]
+        result = went(stages, tmp_path / str(keys), data=tiny_data(128))
+        return [row["losses"] for row in result.report["stages"][3]["history"]]
+
+    first, *_, last = parts()
+    assert first["cross_entropy"] < 1.5 and last["cross_entropy"] < 0.3
+    assert last["rkd"] < first["rkd"] / 16
+    drowned = parts(preset="role_kd")
+    assert drowned[0]["cross_entropy"] > 3 and drowned[-1]["cross_entropy"] > 1
+
+
 @pytest.mark.parametrize("scheme", ["integer", "dorefa"])
 def test_a_low_bit_student_learns_all_of_it(scheme, tmp_path):
     stages = [train(), Keep(name="teacher")]
@@ -230,7 +236,7 @@ def test_zeros_grow_and_stay_while_it_learns(tmp_path):
 def test_taps_that_do_not_fit_are_told_with_the_stage(tmp_path):
     stages = [Keep(name="teacher"), train(distill=Distill(teacher="teacher", loss="kd_svd", taps=["2", "9"]))]
     with pytest.raises(RecipeError, match=r"stage 1 .*taps of the teacher: no module is called \"9\""):
-        check(Recipe(stages), model=net(), data=tiny_data(), device="cpu", console=QUIET)
+        check(Recipe(stages), model=two_maps_net(), data=tiny_data(), device="cpu", console=QUIET)
     stages = [Keep(name="teacher"), train(distill=Distill(teacher="teacher", loss="kd_svd"))]
     with pytest.raises(RecipeError, match="found 1 tap"):
         went(stages, tmp_path / "run", model=TinyResidual())

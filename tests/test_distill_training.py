@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.nn import functional
-from toys import tiny_data
+from toys import cut_off, tiny_data, two_maps_net
 
 from compress_aug.augment import RandAugment, TeacherFilter
 from compress_aug.batch import Batch
@@ -38,10 +38,7 @@ STEPS = 3
 
 
 def net(width=6, seed=0):
-    torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    layers += [nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 4))
+    return two_maps_net(width, seed)
 
 
 def teacher():
@@ -239,16 +236,7 @@ def test_paused_anywhere_and_resumed_it_ends_the_same(name, stop, tmp_path):
 
     whole = started()
     history = fit(whole)
-    first, seen = started(), 0
-
-    def pause(training):
-        nonlocal seen
-        seen += 1
-        return seen == stop
-
-    while first.epochs_done < 2 and first.epoch(pause):
-        pass
-    torch.save(first.state_dict(), tmp_path / "training.pt")
+    cut_off(started(), stop, tmp_path / "training.pt")
     torch.manual_seed(999)
     second = started()
     resumed = fit(second, checkpoint=tmp_path / "training.pt")

@@ -8,8 +8,8 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from toys import TinyConcat, TinyResidual, tiny_data, tiny_net
 
 import compress_aug
@@ -29,10 +30,12 @@ from compress_aug import (
     Drop,
     Export,
     Keep,
+    Model,
     Prune,
     PruneChannels,
     Quantize,
     Recipe,
+    Search,
     Stage,
     State,
     Train,
@@ -44,6 +47,7 @@ from compress_aug.channels import cut_channels
 from compress_aug.deploy.latency import Latency
 from compress_aug.errors import RecipeError, RunFolderError
 from compress_aug.inheritance import attach_layers, attached_at, drop_layers
+from compress_aug.models import fresh_model
 from compress_aug.pruning import mask_smallest
 from compress_aug.quantization import is_quantized, quantize, weight_bits
 from compress_aug.surgery import copy_model, fold_masks, masked_layers, surgery_log
@@ -52,7 +56,7 @@ from compress_aug.surgery import copy_model, fold_masks, masked_layers, surgery_
 
 
 class Refused(NamedTuple):
-    """`verb` is refused after `after`, unless an `until` came in between; the sentence holds `says`."""
+    """`verb` is refused after `after`, unless an `until` or a fresh net came in between; the sentence holds `says`."""
 
     verb: str
     after: str
@@ -61,12 +65,16 @@ class Refused(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """`verb` is refused without an `after` before it that no `until` has undone; the sentence holds `says`."""
+    """`verb` is refused without an `after` before it that no `until` has undone; the sentence holds `says`.
+
+    of_net: `after` did something to the net, so that a fresh one undoes it too
+    """
 
     verb: str
     after: str
     until: str | None
     says: str
+    of_net: bool
 
 
 RULES = (
@@ -75,7 +83,7 @@ RULES = (
     # New float layers would break the chain of scales that quantize has laid through the net.
     Refused("attach", after="quantize", until=None, says="must come before quantize"),
     # There must be something to take away.
-    Needs("drop", after="attach", until="drop", says="nothing is attached"),
+    Needs("drop", after="attach", until="drop", says="nothing is attached", of_net=True),
     # Channels of the borrowed layers end in the net's own: cut together, they would be missing after the drop.
     Refused("prune_channels", after="attach", until="drop", says="drop them first"),
     # The dependency graph knows float layers; scales of channels that are gone would stay behind.
@@ -84,15 +92,20 @@ RULES = (
     Refused("quantize", after="attach", until="drop", says="drop the attached layers first"),
     # Weights of layers that leave would count in the share of zeros.
     Refused("prune", after="attach", until="drop", says="drop the attached layers first"),
+    # The same for a candidate, which is pruned further.
+    Refused("search", after="attach", until="drop", says="drop the attached layers first"),
     # Fake-quantized layers have their bits.
     Refused("quantize", after="quantize", until=None, says="quantized already"),
     # The file is what the device gets: borrowed layers are for training only.
     Refused("export", after="attach", until="drop", says="still attached"),
     # A teacher that nobody kept cannot teach.
-    Needs("distill", after="keep", until=None, says="no model was kept"),
+    Needs("distill", after="keep", until=None, says="no model was kept", of_net=False),
 )
+"""A fresh net, and a search of policies, which prunes nothing, may follow everything."""
 
-VERBS = ("attach", "drop", "prune", "prune_channels", "quantize", "keep", "distill", "train", "export")
+# These run in all pairs and triples, the other three in pairs: a search costs several trainings.
+CORE = ("attach", "drop", "prune", "prune_channels", "quantize", "keep", "distill", "train", "export")
+VERBS = (*CORE, "search", "policies", "model")
 
 
 def refusals(words):
@@ -106,7 +119,8 @@ def refusals(words):
 
 
 def _broken(rule, done):
-    undone = max((i for i, word in enumerate(done) if word == rule.until), default=-1)
+    undoing = {rule.until} if isinstance(rule, Needs) and not rule.of_net else {rule.until, "model"}
+    undone = max((i for i, word in enumerate(done) if word in undoing), default=-1)
     stands = rule.after in done[undone + 1 :]
     return stands if isinstance(rule, Refused) else not stands
 
@@ -124,23 +138,68 @@ STAGE: dict[str, Callable[[int], Stage]] = {
     # 6, because 8 would become 7 on processors whose products saturate.
     "quantize": lambda nth: Quantize(weights=4, activations=8, first_and_last=6, calibrate=32),
     "keep": lambda nth: Keep(name=f"kept{nth}"),
-    "train": lambda nth: train(),
     "export": lambda nth: Export(file=f"model{nth}.onnx"),
+    "search": lambda nth: Search(
+        kind="magnitude",
+        keep=f"search{nth}",
+        grid=["none", 9],
+        refine=0,
+        sparsity=[0.7],
+        train_images=16,
+        validation_images=16,
+        train=train(),
+    ),
+    "policies": lambda nth: Search(
+        kind="population",
+        keep=f"policies{nth}",
+        population=2,
+        every=1,
+        train_images=16,
+        validation_images=16,
+        train=train(2),
+    ),
+    "model": lambda nth: Model(name="resnet8", arguments={"width": WIDTH}),
+    "watch": lambda nth: Watch(),
 }
+
+WIDTH = 8
+"""Of all nets, at their first layers."""
 
 
 def stages_of(words, *, teacher=None):
-    """A stage for each word: each time a word comes again it asks for more, or under another name."""
-    stages = []
+    """A stage for each word: each time a word comes again it asks for more, or under another name.
+
+    Trainings use what the last search has found that is not refused.
+    """
+    stages, found, refused = [], None, {position for position, _ in refusals(words)}
     for position, word in enumerate(words):
+        nth = words[:position].count(word)
         if word == "distill":
             # The newest teacher, which may be a net with other layers, fewer channels or fewer bits.
             kept = words[:position].count("keep")
             name = f"kept{kept - 1}" if kept else teacher or "kept0"
-            stages.append(train(distill=Distill(teacher=name)))
+            stages.append(training_of(found, name))
+        elif word == "train":
+            stages.append(training_of(found))
         else:
-            stages.append(STAGE[word](words[:position].count(word)))
+            stages.append(stage_of(word, nth))
+        if word in ("search", "policies") and position not in refused:
+            found = (word, nth)
     return stages
+
+
+@cache
+def stage_of(word, nth):
+    return STAGE[word](nth)
+
+
+@cache
+def training_of(found, teacher=None):
+    keys = {}
+    if found is not None:
+        word, nth = found
+        keys = {"policy" if word == "policies" else "magnitude": f"{word}{nth}"}
+    return train(augment=keys, distill=Distill(teacher=teacher) if teacher else None)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -166,7 +225,9 @@ def test_each_rule_refuses_and_relents():
         if isinstance(rule, Needs):
             assert refusals([rule.verb]) == [(0, rule.says)]
             assert not refusals([rule.after, rule.verb])
+            assert bool(refusals([rule.after, "model", rule.verb])) == rule.of_net
         else:
+            assert not refusals([rule.after, "model", rule.verb])
             assert refusals([rule.after, rule.verb]) == [(1, rule.says)]
             assert rule.until is None or not refusals([rule.after, rule.until, rule.verb])
 
@@ -196,14 +257,14 @@ NETS = {"chain": tiny_net, "residual": TinyResidual, "concat": TinyConcat}
 
 
 class Watch(Stage):
-    """Holds on to the state that the run ends with, the kept models included."""
+    """Holds on to the state as it is there, the kept models included."""
 
     word = "watch"
     changes_model = False
     seen: ClassVar[list[State]] = []
 
     def run(self, state, setup):
-        self.seen.append(state)
+        self.seen.append(replace(state, model=copy_model(state.model)))
         return state
 
 
@@ -223,17 +284,37 @@ class Ran:
     folder: Path
 
     @cached_property
-    def stages(self):
-        words = []
+    def spelled(self):
+        """The words of all stages, and at which of them the last verb is."""
+        words, last = ["train", "keep"], 0
         for word in self.words:
-            words += [word] if word in ("train", "distill", "keep") else [word, "train"]
-        return [train(2), Keep(name="dense"), *stages_of(words, teacher="dense"), Watch()]
+            last = len(words)
+            words += [word]
+            words += ["watch"] if word in ("search", "policies") else []
+            words += [] if word in ("train", "distill", "keep") else ["train"]
+        return [*words, "watch"], last
+
+    @cached_property
+    def stages(self):
+        words, _ = self.spelled
+        return [train(2), Keep(name="dense"), *stages_of(words[2:], teacher="dense")]
 
     @cached_property
     def result(self):
         result = run(self.stages, self.net, self.folder)
-        self.kept = Watch.seen.pop().kept
+        self.watched, Watch.seen[:] = Watch.seen[:], []
+        self.kept = self.watched[-1].kept
         return result
+
+    def base(self, index):
+        """The net that the one after this stage was made of."""
+        fresh = [i for i in self.where(Model) if i <= index]
+        if not fresh:
+            return NETS[self.net]()
+        stage = self.stages[fresh[-1]]
+        return fresh_model(
+            stage.name, stage.arguments, classes=len(DATA.classes), image_shape=DATA.image_shape
+        )
 
     @cached_property
     def models(self):
@@ -266,10 +347,12 @@ def inputs():
 
 
 def combinations():
-    """The everyday ones first: all pairs on one net and twenty triples on the others; all the rest is slow."""
-    everyday = [("chain", words) for words in PAIRS] + [*TRIPLES]
-    rest = [(net, words) for net in ("residual", "concat") for words in PAIRS]
-    rest += [("chain", words) for words in legal(3) if len(words) == 3]
+    """The everyday ones first: pairs on one net and twenty triples on the others; all the rest is slow."""
+    pairs = legal(VERBS, 2)
+    everyday = [("chain", words) for words in pairs if words in SEARCHES or {*words} <= {*CORE}]
+    everyday += TRIPLES
+    rest = [(net, words) for net in ("chain", "residual", "concat") for words in pairs]
+    rest += [("chain", words) for words in legal(CORE, 3) if len(words) == 3]
     for net, words in everyday:
         yield pytest.param((net, words), id=f"{net}: {', '.join(words)}")
     for net, words in rest:
@@ -277,10 +360,10 @@ def combinations():
             yield pytest.param((net, words), id=f"{net}: {', '.join(words)}", marks=pytest.mark.slow)
 
 
-def legal(length):
+def legal(verbs, length):
     """Orders that may follow a kept model, those that need attached layers with the attach before them."""
     found = []
-    for words in itertools.product(VERBS, repeat=length):
+    for words in itertools.product(verbs, repeat=length):
         for before in ((), ("attach",)):
             if not refusals(["keep", *before, *words]):
                 found.append((*before, *words))
@@ -288,7 +371,24 @@ def legal(length):
     return found
 
 
-PAIRS = legal(2)
+SEARCHES = (
+    ("attach", "policies"),
+    ("prune", "search"),
+    ("search", "distill"),
+    ("search", "policies"),
+    ("policies", "prune_channels"),
+    ("policies", "model"),
+    ("model", "search"),
+    ("model", "attach"),
+    ("model", "prune"),
+    ("model", "quantize"),
+    ("attach", "model"),
+    ("prune_channels", "model"),
+    ("quantize", "model"),
+    ("model", "distill"),
+    ("model", "export"),
+)
+"""Everyday pairs with a search or a fresh net; the other ones are slow."""
 
 TRIPLES = (
     ("residual", ("attach", "drop", "prune")),
@@ -340,6 +440,10 @@ def test_it_ends_with_the_model_of_its_last_checkpoint(ran):
 def test_load_gives_that_model_and_no_other_base_does(ran):
     same(compress_aug.load(ran.folder, model=scrambled(NETS[ran.net]())), ran.result.model)
     for wrong in (NETS[ran.net](width=12), NETS["chain" if ran.net == "residual" else "residual"]()):
+        if "model" in ran.words:
+            # Whatever was there before has left.
+            same(compress_aug.load(ran.folder, model=wrong), ran.result.model)
+            continue
         with pytest.raises(RunFolderError, match=r"does not fit this model: .*give the model|Give the model"):
             compress_aug.load(ran.folder, model=wrong)
 
@@ -364,6 +468,9 @@ def test_sparsity_is_exact_and_what_is_zero_stays_zero(ran):
         if isinstance(stage, PruneChannels):
             assert list(masked_layers(model)) == list(masked_layers(before))
             continue
+        if isinstance(stage, Model):
+            assert measure.sparsity(model) == 0 and not masked_layers(model)
+            continue
         there, here = zeros(before), zeros(model)
         assert all((here[name] | ~there[name]).all() for name in there.keys() & here.keys()), stage
         if not isinstance(stage, Attach | Drop):
@@ -381,14 +488,16 @@ def plain(name):
 
 
 def test_bits_are_those_asked_for(ran):
-    names = list(measure.prunable_layers(NETS[ran.net]()))
-    since = min(ran.where(Quantize), default=len(ran.stages))
-    for model in ran.models[:since]:
-        assert not is_quantized(model) and set(weight_bits(model).values()) == {32}
-    for model in ran.models[since:]:
-        assert weight_bits(model) == {name: 6 if name in (names[0], names[-1]) else 4 for name in names}
-    bits = [row["bits"]["weights"] for row in ran.result.report["stages"]]
-    assert all((4 < there < 6) == (index >= since) for index, there in enumerate(bits))
+    asked = False
+    rows = ran.result.report["stages"]
+    for index, (stage, model) in enumerate(zip(ran.stages, ran.models, strict=True)):
+        asked = (asked or isinstance(stage, Quantize)) and not isinstance(stage, Model)
+        names = list(measure.prunable_layers(ran.base(index)))
+        if asked:
+            assert weight_bits(model) == {name: 6 if name in (names[0], names[-1]) else 4 for name in names}
+        else:
+            assert not is_quantized(model) and set(weight_bits(model).values()) == {32}
+        assert (4 < rows[index]["bits"]["weights"] < 6) == asked
 
 
 def test_drop_gives_back_the_names_and_shapes(ran):
@@ -404,24 +513,46 @@ def shapes(model):
 
 def test_cut_channels_stay_cut(ran):
     widths = None
-    for model, stage in zip(ran.models, ran.stages, strict=True):
+    for index, (model, stage) in enumerate(zip(ran.models, ran.stages, strict=True)):
         if isinstance(stage, PruneChannels):
-            kept = 8 * (1 - stage.until.ratio)
-            widths = own_widths(ran, model)
-            assert set(list(widths.values())[:-1]) == {kept}
+            widths = own_widths(ran, index, model)
+            *whole, _ = own_widths(ran, index, ran.base(index)).values()
+            assert list(widths.values())[:-1] == [width * (1 - stage.until.ratio) for width in whole]
+        elif isinstance(stage, Model):
+            widths = None
         elif widths is not None:
-            assert own_widths(ran, model) == widths
+            assert own_widths(ran, index, model) == widths
 
 
-def own_widths(ran, model):
+def own_widths(ran, index, model):
     """The output channels of the net's own layers, attached ones left out."""
     layers = {plain(name): layer for name, layer in measure.prunable_layers(model).items()}
-    return {name: len(layers[name].weight) for name in measure.prunable_layers(NETS[ran.net]())}
+    return {name: len(layers[name].weight) for name in measure.prunable_layers(ran.base(index))}
+
+
+def test_a_search_leaves_the_model_alone(ran):
+    """Its candidates are copies: what goes on is what came in, bit for bit, and its row is of none of them."""
+    watches = ran.where(Watch)
+    for index in ran.where(Search):
+        state = ran.watched[watches.index(index + 1)]
+        same(state.model, ran.models[index - 1])
+        assert ran.stages[index].keep in state.kept
+        rows = ran.result.report["stages"]
+        assert rows[index]["parameters"] == rows[index - 1]["parameters"]
+
+
+def test_a_fresh_net_has_nothing_of_the_one_before(ran):
+    for index in ran.where(Model):
+        model, base = ran.models[index], ran.base(index)
+        assert shapes(model) == shapes(base)
+        assert [entry["verb"] for entry in surgery_log(model)] == ["model"]
 
 
 def test_kept_models_are_left_alone(ran):
     """Bit for bit what they were when they were kept, though a student that began as they are was changed."""
-    assert list(ran.kept) == [ran.stages[index].name for index in ran.where(Keep)]
+    assert [name for name, kept in ran.kept.items() if isinstance(kept, nn.Module)] == [
+        ran.stages[index].name for index in ran.where(Keep)
+    ]
     for index in ran.where(Keep):
         kept = ran.kept[ran.stages[index].name]
         assert not kept.training and not any(p.requires_grad for p in kept.parameters())
@@ -446,7 +577,7 @@ class Stop(Exception):
 
 def test_resumed_it_is_the_same_run(ran, tmp_path):
     """From the last verb on; the twenty are cut off in their last training as well, and go on once more."""
-    verb = len(ran.stages) - (2 if ran.words[-1] in ("train", "distill", "keep") else 3)
+    _, verb = ran.spelled
     copy = tmp_path / "run"
     shutil.copytree(ran.folder, copy)
     forget(ran, copy, verb)
@@ -463,9 +594,12 @@ def test_resumed_it_is_the_same_run(ran, tmp_path):
             run(ran.stages, ran.net, copy, resume=True, fit=cut_off)
     resumed = run(ran.stages, ran.net, copy, resume=True)
     same(resumed.model, ran.result.model)
-    kept = Watch.seen.pop().kept
+    kept, Watch.seen[:] = Watch.seen[-1].kept, []
     assert kept.keys() == ran.kept.keys()
     for name, model in kept.items():
+        if not isinstance(model, nn.Module):
+            assert model == ran.kept[name]
+            continue
         assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
         same(*(each.to(memory_format=torch.contiguous_format) for each in (model, ran.kept[name])))
     assert told(resumed.report) == told(ran.result.report)
@@ -480,6 +614,8 @@ def forget(ran, folder, first):
         shutil.rmtree(folder / f"{index:02d}-{stage.word}")
         if isinstance(stage, Keep):
             (folder / "kept" / f"{stage.name}.safetensors").unlink()
+        if isinstance(stage, Search):
+            (folder / "kept" / f"{stage.keep}.yaml").unlink()
         for path in folder.glob(f"{Path(stage.file).stem}*.onnx") if isinstance(stage, Export) else ():
             path.unlink()
     report = json.loads((folder / "report.json").read_text())
@@ -499,7 +635,7 @@ def told(report):
         "macs",
         "bits",
     )
-    return [{key: row[key] for key in keys} for row in report["stages"]]
+    return [{key: row[key] for key in keys} | {"search": row.get("search")} for row in report["stages"]]
 
 
 # What is given wrong, or is damaged.

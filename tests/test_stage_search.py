@@ -111,6 +111,18 @@ def test_magnitudes_are_found_kept_and_used_by_another_recipe(tmp_path) -> None:
     assert row(other, 1)["magnitude"] == ([found, found] if found else None)
 
 
+def test_own_ways_to_train_are_for_train_stages_alone(tmp_path) -> None:
+    seen = []
+
+    def own(training, *, checkpoint, progress):
+        seen.append(training.settings.epochs)
+        return compress_aug.fit(training, checkpoint=checkpoint, progress=progress)
+
+    stages = [policies(), magnitudes(grid=[4], refine=0), train(3)]
+    result = run(stages, tmp_path / "run", fit=own)
+    assert seen == [3] and len(row(result, 2)["history"]) == 3
+
+
 def test_a_student_of_few_bits_searches_under_its_teacher(tmp_path) -> None:
     taught = train(distill=Distill(teacher="teacher", temperature=2.0))
     stages = [
@@ -159,6 +171,29 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch)
     ):
         assert [one[key] for key in keys] == [other[key] for key in keys]
     assert row(whole, 1)["loss"] == row(rest, 1)["loss"]
+
+
+def test_a_stopped_sweep_trains_none_of_its_dense_nets_again(tmp_path, monkeypatch) -> None:
+    """Each epoch of the sweep is trained once, whether it is stopped or not; nothing of it lies about afterwards."""
+    stages = [magnitudes(sparsity=[0.25, 0.5], start="trained", grid=["none", 4, 30], refine=0)]
+    whole = run(stages, tmp_path / "whole")
+    epoch, calls = Training.epoch, []
+
+    def stopped(training, each_step=lambda training: False):
+        calls.append(0)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return epoch(training, each_step)
+
+    monkeypatch.setattr(Training, "epoch", stopped)
+    with pytest.raises(Interrupted, match="go on with --resume"):
+        run(stages, tmp_path / "part")
+    assert len([*(tmp_path / "part/00-search").glob("dense-*.pt")]) == 3
+    rest = run(stages, tmp_path / "part", resume=True)
+    assert len(calls) - 1 == 3 + 2 * 3
+    assert row(rest, 0)["search"]["summaries"] == row(whole, 0)["search"]["summaries"]
+    for folder in ("whole", "part"):
+        assert not [*(tmp_path / folder / "00-search").glob("*.pt")]
 
 
 def test_a_population_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch) -> None:
@@ -382,6 +417,10 @@ def test_defaults_of_train_reach_the_train_of_a_search(tmp_path) -> None:
             "address is not of kind magnitude",
         ),
         ("- search: {kind: population, keep: auto, train: {epochs: 5}}", "a meaning of its own"),
+        (
+            "- attach: {blocks: 1}\n- search: {kind: magnitude, keep: a, sparsity: [0, 0.5], train: {epochs: 5}}",
+            "search before attach, drop the attached layers first, or leave sparsity out",
+        ),
         (
             "- search: {kind: population, keep: a, train: {epochs: 5, augment: {magnitude: 4}}}",
             "what is searched for is not given",

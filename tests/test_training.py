@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.nn import functional
+from toys import cut_off
 
 from compress_aug import measure
 from compress_aug.augment import RandAugment
@@ -104,17 +105,7 @@ def test_paused_anywhere_and_resumed_it_ends_the_same(data, tmp_path, stop_after
     history = fit(whole)
 
     path = tmp_path / "training.pt"
-    first = augmented(data)
-    seen = 0
-
-    def pause(training):
-        nonlocal seen
-        seen += 1
-        return seen == stop_after
-
-    while first.epochs_done < 2 and first.epoch(pause):
-        pass
-    torch.save(first.state_dict(), path)
+    cut_off(augmented(data), stop_after, path)
     torch.manual_seed(999)  # whatever happened in between must not matter
     second = augmented(data, model=tiny().requires_grad_(True))
     resumed = fit(second, checkpoint=path)

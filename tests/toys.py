@@ -1,9 +1,12 @@
 """Tiny nets and tiny data for all tests: seeded, and fast enough to train in a second."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from compress_aug.data import Data, MemorySource
+from compress_aug.training import Training
 
 TOY_CLASSES = 4
 
@@ -64,6 +67,28 @@ class TinyConcat(nn.Module):
 def _step(inputs: int, outputs: int, size: int, groups: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def two_maps_net(width: int = 4, seed: int = 0) -> nn.Sequential:
+    """A chain whose maps have two resolutions and two widths, of which the first is overwritten by its activation."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, TOY_CLASSES))
+
+
+def cut_off(training: Training, steps: int, path: Path) -> None:
+    """Train that many steps, an objective's own included, and leave the file that a stopped training leaves."""
+    seen = 0
+
+    def pause(training: Training) -> bool:
+        nonlocal seen
+        seen += 1
+        return seen == steps
+
+    while training.epochs_done < training.settings.epochs and training.epoch(pause):
+        pass
+    torch.save(training.state_dict(), path)
 
 
 def tiny_images(number: int, *, size: int = 8, channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:

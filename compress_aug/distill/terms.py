@@ -47,7 +47,10 @@ class Mutual:
 
 @dataclass(frozen=True)
 class Relations:
-    """`rkd_loss` of logits, or of the last maps' means over positions (embedding "pooled")."""
+    """`rkd_loss` of logits, or of the last maps' means over positions (embedding "pooled").
+
+    Give `Distillation` a `clip` with it, as recipes do: see `rkd_loss` for why.
+    """
 
     distance: float = 50.0
     angle: float = 100.0

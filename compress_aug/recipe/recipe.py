@@ -212,7 +212,9 @@ def recipe_of(document: Document, *, name: str, beside: Path) -> Recipe:
 
     Raises RecipeError that lists all problems.
 
-    >>> recipe_of(parse_yaml("{version: 1, stages: [{train: {epochs: 2}}]}"), name="mine", beside=Path()).stages[0].epochs
+    >>> from compress_aug.reading import parse_yaml
+    >>> document = parse_yaml("{version: 1, stages: [{train: {epochs: 2}}]}")
+    >>> recipe_of(document, name="mine", beside=Path()).stages[0].epochs
     2
     """
     build = Build(document)

@@ -88,7 +88,8 @@ def run(
     device:     "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1";  devices: how many of them
     resume:     go on with the run in `out` (or the newest runs/NAME); it ends with the very same result
     start_from: the folder of a finished run whose compressed model this recipe starts on
-    fit:        trains a `Training` to its end, in the way of `compress_aug.fit`
+    fit:        trains the `Training` of each `train` stage to its end, in the way of `compress_aug.fit`. A `search`
+                trains its candidates by loops of its own, and does not call it
 
     Raises UserError for what the user can put right (nothing is written then), WorkError where the work fails,
     BudgetMissed after everything is written, Interrupted at Ctrl-C.

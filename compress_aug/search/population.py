@@ -126,6 +126,8 @@ def search_population(
 ) -> FoundPolicies:
     """Search for the schedule of policies with which a training ends best on its validation images.
 
+    Members are trained epoch by epoch here, for they exchange weights in between: no `fit`, ours or a run's, is called.
+
     training:   made anew, with `slot` as (or within) its augmentation and images to validate on; its model is changed
     population: members, 2 or more; all begin with the training's weights and without augmentation, and see their
                 images in an order of their own

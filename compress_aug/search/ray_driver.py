@@ -162,6 +162,8 @@ def search_population_on_ray(
 ) -> FoundPolicies:
     """The search of `search_population` by Ray Tune's `PopulationBasedTraining`, with our `explore`.
 
+    As there, members are trained epoch by epoch, and no `fit` is called.
+
     make:    see `MakeTraining`; is called once in each worker
     epochs:  of each member: those of the training's settings
     folder:  for Ray's files; a search that was stopped goes on from there. On several machines, one that all see

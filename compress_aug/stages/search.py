@@ -65,7 +65,8 @@ class Search(Stage):
 
     population: which learned policy when (arXiv 1905.05393, 2004.08861); used by `augment: {policy: NAME}`
     magnitude:  which magnitude of RandAugment at which sparsity (arXiv 2305.13232); by `augment: {magnitude: NAME}`
-    Keys of one kind are null for the other.
+    Keys of one kind are null for the other. Candidates are trained by loops of the search's own: a `fit` that is given
+    to `run` is for `train` stages alone.
     """
 
     word: ClassVar[str] = "search"
@@ -212,6 +213,11 @@ class Search(Stage):
         if self.sparsity and max(self.sparsity) > 0 and not outlook.zero_weights:
             raise RecipeError(
                 "sparsity: the levels of DoReFa have no zero, so nothing can be pruned any more"
+            )
+        if self.sparsity and max(self.sparsity) > outlook.sparsity + 1e-6 and outlook.attached:
+            raise RecipeError(
+                "sparsity: a candidate cannot be pruned further while layers are attached: search before attach, drop "
+                "the attached layers first, or leave sparsity out"
             )
         return replace(outlook, kept={**outlook.kept, self.keep: _KEPT_AS[self.kind]})
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _JUDGED_AT_A_TIME = 500
 
+# Begins the files of nets that several trainings start from.
+_DENSE = "dense-"
+
 
 def magnitudes(stage: "Search") -> tuple[int | None, ...]:
     """Those of the grid, none first."""
@@ -47,7 +50,10 @@ def _grid_length(stage: "Search") -> int:
 
 
 def find_magnitudes(stage: "Search", state: State, setup: Setup) -> Points:
-    """The optimal magnitude by sparsity. The state's model is copied, not changed."""
+    """The optimal magnitude by sparsity. The state's model is copied, not changed.
+
+    Candidates are trained by `compress_aug.fit`, not by the `fit` of the run: all come to their end, to be compared.
+    """
     from compress_aug import measure
     from compress_aug.pictures.sweep_drawing import draw_sweep
     from compress_aug.search import kept_schedule, sweep
@@ -82,6 +88,9 @@ def find_magnitudes(stage: "Search", state: State, setup: Setup) -> Points:
             journal=setup.stage_folder / "outcomes.json",
             told=told,
         )
+    # What was started from them is in the journal.
+    for path in setup.stage_folder.glob(f"{_DENSE}*.pt"):
+        path.unlink()
     schedule = kept_schedule(found)
     _record(stage, setup, found, schedule)
     draw_sweep(
@@ -120,14 +129,16 @@ def _trainer(stage: "Search", state: State, setup: Setup) -> "Callable[[float, i
         finally:
             # Even then: later trainings must not find anything of this one on the kept teacher.
             finished = training.finished_model()
-        path.unlink(missing_ok=True)
+        if not name.startswith(_DENSE):
+            path.unlink(missing_ok=True)
         return finished
 
     @cache
     def dense(magnitude: int | None, seed: int) -> "nn.Module | None":
         if stage.start == "model":
             return state.model
-        return trained(copy_model(state.model), magnitude, seed, f"dense-{magnitude}-{seed}")
+        # Its file stays until the sweep is done: a resumed one finds a training there that has ended.
+        return trained(copy_model(state.model), magnitude, seed, f"{_DENSE}{magnitude}-{seed}")
 
     def train(sparsity: float, magnitude: int | None, seed: int) -> Outcome:
         started = time.perf_counter()
