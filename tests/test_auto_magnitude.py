@@ -1,6 +1,8 @@
 """`magnitude: auto`: the rule by hand on nets with known losses, what probes leave untouched and cost; resume."""
 
+import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -513,3 +515,19 @@ def test_copies_of_a_masked_reference_work() -> None:
     for _ in range(4):
         auto(next(iter(tiny_data().train.batches(16))), None, 0, 0)
     assert auto.interval == 4
+
+
+def test_a_recipe_and_the_class_begin_with_the_same_numbers():
+    """Also those that docs/stages.md tells."""
+    from compress_aug.stages import Auto
+
+    own = {
+        name: parameter.default
+        for name, parameter in inspect.signature(AutoMagnitude).parameters.items()
+        if name in Auto.model_fields and name != "reference"
+    }
+    assert {name: Auto(reference="dense").model_dump()[name] for name in own} == own
+    page = (Path(__file__).parent.parent / "docs" / "stages.md").read_text()
+    card = page[page.index("| `gap` |") :]
+    for name in ("gap", "known", "cost"):
+        assert f"| `{name}` | {own[name]:g} |" in card

@@ -59,7 +59,7 @@ class Auto(Part):
         description="the name under which an earlier stage kept the larger model: a teacher, or the net before pruning"
     )
     gap: float = Field(
-        0.1,
+        0.01,
         gt=0,
         le=10,
         description="share of its knowledge that the student may lose more than the reference",
