@@ -32,7 +32,11 @@ from compress_aug.study.words import RunResult, StudyFile, StudyResults
 
 
 def run(variant: str, seed: int, accuracy: float | None = None, **more: Any) -> RunResult:
-    known = {key: more.pop(key) for key in ("preset", "data", "seconds", "command", "hash") if key in more}
+    known = {
+        key: more.pop(key)
+        for key in ("preset", "data", "seconds", "command", "hash", "configuration")
+        if key in more
+    }
     return RunResult.model_validate(
         {
             "hash": "h",
@@ -131,6 +135,21 @@ def test_the_last_run_of_a_seed_counts_and_numbers_that_are_none_do_not() -> Non
     ]
     assert list(newest(runs, "a")) == [0, 1, 2, 3]
     assert values(runs, "a", partial(measured, measure="accuracy")) == {0: 0.4, 1: 0.6}
+
+
+def test_runs_of_a_variant_that_was_changed_are_not_averaged_with_those_before() -> None:
+    """Only one seed was run again: a mean over both forms would be of neither."""
+    runs = [
+        run("a", 0, 0.4, configuration="before"),
+        run("a", 1, 0.5, configuration="before"),
+        run("b", 0, 0.1, configuration="other"),
+        run("a", 2, 0.9, configuration="now"),
+    ]
+    assert values(runs, "a", partial(measured, measure="accuracy")) == {2: 0.9}
+    assert values(runs, "b", partial(measured, measure="accuracy")) == {0: 0.1}
+    assert verdict.compared(runs, "a", "b").finding == "not run"
+    text = page.page([StudyResults(study="some", file="some", runs=runs)], lambda name: study("a", "b"))
+    assert "- of these, 2 left out: of a variant that was changed since" in text
 
 
 def test_measures_are_of_the_model_or_of_its_file() -> None:
@@ -540,7 +559,7 @@ How it was run:
 - data: name cifar10, train 45,000, test 10,000
 - hardware: device cpu, threads 2
 - versions: torch 2.15.0
-- time: 4.00 min, of all runs together
+- time: 4.00 min, of all runs together, without what they share
 
 ```
 compress-aug study paper/some --preset small

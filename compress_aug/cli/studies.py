@@ -1,5 +1,6 @@
 """The commands about studies: study, results."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 from rich.table import Table
 
 from compress_aug.cli.base import DataOption, DeviceOption, ModelOption, Sets, new_console, read_choices, say
-from compress_aug.errors import RecipeError, UserError
+from compress_aug.errors import CompressAugError, RecipeError, RunFolderError, UserError
 from compress_aug.reading import ended
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def study(
     ] = False,
 ) -> None:
     """Run variants x seeds of a recipe, and end with the table and the picture of a paper."""
+    from compress_aug.report.words import plain
     from compress_aug.study import ResultsFile, conduct, load_study
 
-    chosen, preset = _device_and_preset(file, preset, device, sets)
+    chosen, preset = _device_and_preset(file, preset, device, sets, here=ray is None)
     choices = read_choices(model, data, None, None)
     loaded = load_study(
         file,
@@ -68,9 +70,10 @@ def study(
     out = (out or Path("studies") / f"{loaded.name}-{loaded.preset}").resolve()
     kept = ResultsFile.of(loaded, results or Path("studies") / "results")
     console = new_console()
-    say(f"{loaded.name}: {loaded.file.title}; {_size(loaded)}; runs in {out}, results in {kept.path}")
+    title = plain(" ".join(loaded.file.title.split()))
+    say(f"{loaded.name}: {title}; {_size(loaded)}; runs in {out}, results in {kept.path}")
     if loaded.note:
-        say(f"  note: {loaded.note}")
+        say(f"  note: {plain(loaded.note)}")
     if plan:
         console.print(_plan(loaded))
         return
@@ -110,25 +113,37 @@ def results(
         raise RecipeError(
             f"There are no results of studies in {folder} (files NAME.json): run a study first."
         )
-    page = out or folder.with_suffix(".md")
+    page = out or folder.resolve().parent / f"{folder.resolve().name}.md"
     found = [read_results(path) for path in files]
-    studies = {one.study: read_study_file(one.file)[0] for one in found}
+    studies = {}
+    for path, one in zip(files, found, strict=True):
+        try:
+            studies[one.study] = read_study_file(one.file)[0]
+        except RecipeError as error:
+            raise RecipeError([f"{path}, its study: {problem}" for problem in error.problems]) from None
     for one in found:
         for preset in dict.fromkeys(run.preset for run in one.runs):
             _picture(studies[one.study], one, preset, folder)
-    write_page(found, page, folder, studies.__getitem__)
+    try:
+        write_page(found, page, folder, studies.__getitem__)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{page} cannot be written: {error}.") from None
     say(f"{len(found)} studies: {page}")
 
 
 def _device_and_preset(
-    file: str, preset: str | None, device: str, sets: list[str] | None
+    file: str, preset: str | None, device: str, sets: list[str] | None, *, here: bool
 ) -> tuple[str, str | None]:
-    """Where runs train, and which preset that means if none is asked for."""
+    """Where runs train, and which preset that means if none is asked for. here: on this machine, not on Ray's."""
     from compress_aug.running.run import make_fabric
     from compress_aug.study.file import read_study_file
 
     said, _ = read_study_file(file, sets or ())
-    chosen = make_fabric(device).device.type if device == "auto" else device
+    chosen = device
+    if here or device == "auto":
+        # Told once if it is not there, not by every run.
+        found = make_fabric(device).device.type
+        chosen = found if device == "auto" else device
     if preset is None:
         preset = "gpu" if chosen.startswith("cuda") else "cpu"
         preset = preset if preset in said.presets else None
@@ -139,7 +154,7 @@ def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() for part in parts):
+    if not all(part.isascii() and part.isdecimal() and len(part) < 20 for part in parts):
         raise RecipeError(f'--seeds: expected whole numbers with commas, such as 0,1,2, found "{text}"')
     return list(dict.fromkeys(map(int, parts)))
 
@@ -152,7 +167,9 @@ def _size(loaded: "Study") -> str:
 
 
 def _plan(loaded: "Study") -> Table:
+    from compress_aug.report.words import plain
     from compress_aug.study.jobs import jobs
+    from compress_aug.study.verdict import title
 
     todo = jobs(loaded.runs)
     epochs = sum(job.epochs for job in todo)
@@ -164,40 +181,43 @@ def _plan(loaded: "Study") -> Table:
         table.add_column(name, justify="right")
     table.add_column("waits for")
     for job in todo:
-        what = (
-            loaded.file.variants[job.run.variant].title or job.run.variant if job.run else "shared by several"
-        )
+        what = plain(title(loaded.file, job.run.variant)) if job.run else "shared by several"
         stages = len(job.recipe["stages"]) - job.done
         table.add_row(job.name, what, str(stages), str(job.epochs), ", ".join(job.waits_for))
     return table
 
 
 def _check(loaded: "Study", device: str) -> None:
-    """Rehearse the recipe of each variant, with the first seed."""
+    """Rehearse the recipe of each variant, with the first seed. Raises RecipeError that tells all that fail."""
     from rich.console import Console
 
     from compress_aug.reading import Document
     from compress_aug.recipe import recipe_of
     from compress_aug.running import check as check_recipe
 
-    seed = loaded.runs[0].seed
+    problems = []
     for run in loaded.runs:
-        if run.seed != seed:
+        if run.seed != loaded.runs[0].seed:
             continue
         if run.after:
             say(f"{run.variant}: waits for {', '.join(run.after)}, so it is tried when that is finished")
             continue
-        document = Document(run.variant, run.recipe)
-        check_recipe(
-            recipe_of(document, name=run.variant, beside=Path()), device=device, console=Console(quiet=True)
-        )
+        recipe = recipe_of(Document(run.variant, run.recipe), name=run.variant, beside=Path())
+        try:
+            check_recipe(recipe, device=device, console=Console(quiet=True))
+        except CompressAugError as error:
+            problems.append(f"variant {run.variant}: {error}")
+            continue
         say(f"{run.variant}: every stage works on this model and this data")
+    if problems:
+        raise RecipeError(problems)
 
 
 def _launch(device: str, jobs: int | None, ray: str | None) -> "tuple[Launch, int, dict[str, str | int]]":
     """How jobs are done, how many at once, and what to remember of it."""
     from compress_aug.data.assemble import cores
     from compress_aug.study import in_processes
+    from compress_aug.study.results import machine
 
     if ray is not None:
         from compress_aug.study.ray_launch import on_ray
@@ -205,11 +225,13 @@ def _launch(device: str, jobs: int | None, ray: str | None) -> "tuple[Launch, in
         return (
             on_ray(ray, device, gpus=1 / (jobs or 1) if device.startswith("cuda") else 0),
             _ON_RAY,
+            # Which of its machines did what is not asked.
             {"on": "Ray"},
         )
     at_once = jobs or (1 if device.startswith("cuda") else cores())
     threads = max(1, cores() // at_once)
-    return in_processes(device, threads), at_once, {"at_once": at_once, "threads": threads}
+    about = {**machine(device), "at_once": at_once, "threads": threads}
+    return in_processes(device, threads), at_once, about
 
 
 def _command(
@@ -222,7 +244,7 @@ def _command(
     sets: list[str] | None,
 ) -> str:
     """What anybody would type to do the same; where a folder of images lies is their own business."""
-    parts = ["compress-aug study", file]
+    parts = ["compress-aug", "study", file]
     parts += [] if loaded.preset == "own" else ["--preset", loaded.preset]
     parts += ["--seeds", seeds] if seeds else []
     parts += [part for name in only or () for part in ("--only", name)]
@@ -230,12 +252,11 @@ def _command(
     if data:
         parts += ["--data", f"path/to/{Path(data).name}" if Path(data).is_dir() else data]
     parts += [part for given in sets or () for part in ("--set", given)]
-    return " ".join(
-        f"'{part}'" if any(mark in part for mark in "{}[] ") and part != parts[0] else part for part in parts
-    )
+    return shlex.join(parts)
 
 
 def _show(loaded: "Study", kept: Any) -> None:
+    from compress_aug.report.words import plain
     from compress_aug.study.tables import rich_table
     from compress_aug.study.verdict import judged
 
@@ -248,7 +269,7 @@ def _show(loaded: "Study", kept: Any) -> None:
     console = new_console()
     console.print(rich_table(loaded.file, runs, f"{loaded.file.title} ({loaded.file.source})"))
     for line in judged(loaded.file, runs):
-        console.print(line, highlight=False, markup=False)
+        console.print(plain(line), highlight=False, markup=False)
     picture = _picture(loaded.file, found.model_copy(update={"runs": runs}), loaded.preset, kept.path.parent)
     say(
         f"Figures: {kept.path}; picture: {picture}; a page of all studies: compress-aug results {kept.path.parent}"

@@ -193,7 +193,8 @@ def check_resumable(folder: RunFolder, recipe: Recipe) -> list[str]:
     Raises RunFolderError that names the first difference in what is settled, and how to go on.
     """
     path = folder.path / "recipe.yaml"
-    temporary = path.with_name(".recipe.compare.yaml")
+    # Named by the process: several runs may begin like this one at the same time.
+    temporary = path.with_name(f".recipe.compare.{os.getpid()}.yaml")
     try:
         recipe.save(temporary)
         there, here = read_yaml(path).data, read_yaml(temporary).data

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,18 @@ from compress_aug.reading import read_yaml
 from compress_aug.recipe import Recipe
 from compress_aug.running.folder import RunFolder, check_resumable
 from compress_aug.running.stored import portable, store
+from compress_aug.stages import Export, Stage
+
+
+def shareable(stages: Sequence[Stage]) -> int:
+    """How many of the first stages may be shared: up to one that looks ahead, or an export, which writes into the
+    folder of its own run.
+
+    >>> shareable([Train(epochs=1), Export(), Train(epochs=1)])
+    1
+    """
+    alone = (number for number, stage in enumerate(stages) if stage.looks_ahead or isinstance(stage, Export))
+    return next(alone, len(stages))
 
 
 def begin_like(recipe: Recipe, source: str | Path, out: str | Path) -> int:
@@ -23,7 +36,7 @@ def begin_like(recipe: Recipe, source: str | Path, out: str | Path) -> int:
     a stage does depends on the stages before it, the seed and the data alone, but for stages that look ahead
     (`Stage.looks_ahead`), which must not be among those that are shared.
 
-    Raises RunFolderError if the runs begin differently, or a shared stage looks ahead.
+    Raises RunFolderError if the runs begin differently, or a stage is among them that is not `shareable`.
 
     >>> begin_like(recipe, "runs/shared", "runs/mine")                                      # doctest: +SKIP
     2
@@ -33,10 +46,11 @@ def begin_like(recipe: Recipe, source: str | Path, out: str | Path) -> int:
     name = read_yaml(there.path / "recipe.yaml").data["name"]
     check_resumable(there, portable(replace(recipe, name=name)))
     done = len(there.done_rows(recipe))
-    ahead = [stage.word for stage in recipe.stages[:done] if stage.looks_ahead]
-    if ahead:
+    most = shareable(recipe.stages)
+    if done > most:
         raise RunFolderError(
-            f"{there.path} cannot be shared: {ahead[0]} depends on the stages behind it, which differ."
+            f"{there.path} cannot be shared: {recipe.stages[most].word} depends on the stages behind it, or leaves "
+            "files that another run would lack."
         )
     temporary = here.path.with_name(f".{here.path.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)

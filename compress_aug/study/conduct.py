@@ -1,9 +1,10 @@
 """conduct: all runs of a study, several at once; what is finished is skipped, and one that fails stops no other."""
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -11,14 +12,14 @@ from rich.live import Live
 from rich.text import Text
 from ruamel.yaml import YAML
 
-from compress_aug.errors import Interrupted, RunFolderError, WorkError
+from compress_aug.errors import CompressAugError, Interrupted, RunFolderError, WorkError
 from compress_aug.folders import written_whole
 from compress_aug.progress import interrupt_flag
-from compress_aug.running.folder import RunFolder
+from compress_aug.report.words import plain
 from compress_aug.study.file import Study, at_place
-from compress_aug.study.jobs import Job, jobs
+from compress_aug.study.jobs import Job, jobs, wanted
 from compress_aug.study.launch import Launch, Work
-from compress_aug.study.results import ResultsFile, machine, result_of
+from compress_aug.study.results import ResultsFile, finished, machine, result_of
 from compress_aug.study.words import RunResult
 
 _LOOK_SECONDS = 0.3
@@ -42,17 +43,21 @@ def conduct(
     results: the file that each finished run's figures are added to at once; runs found there are skipped
     launch:  how a job is done;  at_once: how many of them at a time
     command: what a reader would type to do the same, for the results
-    about:   more about the machine, such as how many threads a run had
+    about:   the machine, and such as how many threads a run had; `machine()` by default
 
-    Raises WorkError that names the runs that failed, once all others are done; Interrupted at Ctrl-C, with
-    everything that is finished kept.
+    Raises WorkError that names the runs that failed, once all others are done; RunFolderError where nothing can be
+    written; Interrupted at Ctrl-C. What is finished is kept.
     """
     console = console or Console(markup=False, emoji=False)
     found = results.found(study)
     folders = {run.name: out / "runs" / f"{run.name}-{run.hash[:6]}" for run in study.runs}
     needed = _needed(study, found, folders)
-    todo = jobs([run for run in study.runs if run.name in needed])
-    work = _Conductor(study, out, results, launch, at_once, command, about or {}, console, folders, todo)
+    todo = jobs(
+        [run for run in study.runs if run.name in needed], lambda name: finished(out / "shared" / name)
+    )
+    work = _Conductor(
+        study, out, results, launch, at_once, command, about or machine(), console, folders, todo
+    )
     for run in study.runs:
         if run.name in found and run.name not in needed:
             work.say(f"{run.name}: done before, in {results.path}")
@@ -78,7 +83,7 @@ def _needed(study: Study, found: dict[str, RunResult], folders: dict[str, Path])
         needed.add(name)
         for other in by_name[name].after:
             before = f"{other}-{by_name[name].seed}"
-            if not _finished(folders[before]):
+            if not finished(folders[before]):
                 need(before)
 
     for run in study.runs:
@@ -87,12 +92,10 @@ def _needed(study: Study, found: dict[str, RunResult], folders: dict[str, Path])
     return needed
 
 
-def _finished(folder: Path) -> bool:
-    try:
-        report = RunFolder(folder).read_json(folder / "report.json")
-    except RunFolderError:
-        return False
-    return bool(report and report.get("finished"))
+def _killed_by(number: int) -> str:
+    """What became of a process that ended by a signal."""
+    perhaps = ": was there enough memory?" if number == signal.SIGKILL else ""
+    return f"it was ended from outside (signal {number}){perhaps}"
 
 
 @dataclass
@@ -148,17 +151,20 @@ class _Conductor:
                 raise
 
     def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(plain(line), highlight=False, markup=False, soft_wrap=True)
 
     def _to_begin(self) -> list[Job]:
-        """Less what an earlier try has finished."""
+        """Less what an earlier try has finished, and beginnings that only this needed."""
         waiting = []
         for job in self.todo:
-            if _finished(self._folder(job)):
+            if finished(self._folder(job)):
                 self._finish(job, 0.0)
+            elif (self._folder(job) / "recipe.yaml").is_file():
+                # It has its beginning already.
+                waiting.append(replace(job, start=None))
             else:
                 waiting.append(job)
-        return waiting
+        return wanted(waiting)
 
     def _folder(self, job: Job | str) -> Path:
         name = job if isinstance(job, str) else job.name
@@ -185,15 +191,24 @@ class _Conductor:
                 self._running.append(_Running(job, self._launched(job), time.monotonic()))
 
     def _launched(self, job: Job) -> Work:
-        for place in ("recipes", "logs", "runs", "shared"):
-            (self.out / place).mkdir(parents=True, exist_ok=True)
-        file = self.out / "recipes" / f"{job.name}.yaml"
-        seed = job.recipe["seed"]
+        folder, seed = self._folder(job), job.recipe["seed"]
+        # Called like the folder, which has the hash in its name: another study of another form may be at work here.
+        file = self.out / "recipes" / f"{folder.name}.yaml"
         recipe = at_place(job.recipe, lambda variant: self._folder(f"{variant}-{seed}"))
-        with written_whole(file) as temporary:
-            YAML(typ="safe", pure=True).dump(recipe, temporary)
         start = self._folder(job.start) if job.start else None
-        return self.launch(file, self._folder(job), start, self.out / "logs" / f"{job.name}.log")
+        try:
+            for place in ("recipes", "logs", "runs", "shared"):
+                (self.out / place).mkdir(parents=True, exist_ok=True)
+            with written_whole(file) as temporary:
+                YAML(typ="safe", pure=True).dump(recipe, temporary)
+            return self.launch(file, folder, start, self._log(job))
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.out} cannot be written to ({error.strerror or error}): make room, or choose another --out."
+            ) from None
+
+    def _log(self, job: Job) -> Path:
+        return self.out / "logs" / f"{self._folder(job).name}.log"
 
     def _look(self) -> None:
         """See which jobs have ended."""
@@ -203,33 +218,40 @@ class _Conductor:
                 continue
             self._running.remove(running)
             job, seconds = running.job, time.monotonic() - running.began
-            if code == 0 and _finished(self._folder(job)):
+            if code == 0 and finished(self._folder(job)):
                 self._finish(job, seconds)
                 continue
-            log = self.out / "logs" / f"{job.name}.log"
             said = running.work.last_line().removeprefix("error: ") or f"exit code {code}"
-            self.failed[job.name] = f"{said} (all it said: {log})"
-            self.say(f"{job.name}: failed: {said}")
+            self._fail(job, _killed_by(-code) if code < 0 else said)
 
     def _finish(self, job: Job, seconds: float) -> None:
-        self._done.add(job.name)
         self._epochs += job.epochs if seconds else 0
         if job.run is None:
+            self._done.add(job.name)
             self.say(f"{job.name}: {len(job.recipe['stages'])} stages that several runs share are done")
             return
-        result = result_of(
-            job.run,
-            self._folder(job),
-            preset=self.study.preset,
-            command=self.command,
-            shared=job.done,
-            machine={**machine(), **self.about},
-            schedules=self.study.file.show.kind == "schedules",
-        )
+        try:
+            result = result_of(
+                job.run,
+                self._folder(job),
+                preset=self.study.preset,
+                command=self.command,
+                shared=job.done,
+                machine=self.about,
+                schedules=self.study.file.show.kind == "schedules",
+            )
+        except CompressAugError as error:
+            self._fail(job, str(error))
+            return
         self.results.add(result)
+        self._done.add(job.name)
         accuracy = result.figures.accuracy
         told = "" if accuracy is None else f"accuracy {100 * accuracy:.2f} %, "
         self.say(f"{job.name}: {told}{result.seconds:.0f} s ({len(self._done)} of {len(self.todo)})")
+
+    def _fail(self, job: Job, said: str) -> None:
+        self.failed[job.name] = f"{said} (all it said: {self._log(job)})"
+        self.say(f"{job.name}: failed: {said}")
 
     def _stop(self) -> None:
         """Ask every job to stop, and wait until it has saved where it is."""
@@ -253,7 +275,7 @@ class _Conductor:
     def _picture(self) -> Group:
         width = self.console.width
         lines = [
-            Text(f"  {running.job.name}: {running.work.last_line()}"[: width - 1], no_wrap=True)
+            Text(plain(f"  {running.job.name}: {running.work.last_line()}")[: width - 1], no_wrap=True)
             for running in self._running
         ]
         head = (

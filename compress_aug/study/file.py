@@ -15,9 +15,11 @@ from compress_aug.folders import shipped
 from compress_aug.reading import Document, Key, read_yaml, sentences
 from compress_aug.recipe import STUDY_SUFFIX, Recipe, find_recipe, recipe_of, set_value, with_choices
 from compress_aug.recipe.build import VERSION, fill, names_in
+from compress_aug.running.share import shareable
 from compress_aug.stages import Search, Stage, Train
 from compress_aug.stages.sweep import trainings
 from compress_aug.study.words import Preset, RunOf, StudyFile, Variant
+from compress_aug.targets import target_names
 
 # Where a recipe names the run of another variant: no folder of this name exists, it is replaced when its turn comes.
 _RUN = "./.run-of/"
@@ -29,7 +31,9 @@ class PlannedRun:
     """One run of a study.
 
     recipe: as plain data, unrolled; a path that begins with `run_path(variant)` stands for that variant's run
+    settled: the same with the contents of files and the hashes of runs instead of their paths: what it does
     hash:   of all that decides its result: the recipe, its model, data and seed, and the files that these name
+    configuration: the same of all but the seed
     after:  variants whose runs with this seed must be finished first
     epochs: of each stage, all trainings of a search together
     shareable: how many of its first stages depend on nothing that comes behind them
@@ -38,7 +42,9 @@ class PlannedRun:
     variant: str
     seed: int
     recipe: dict[str, Any]
+    settled: dict[str, Any]
     hash: str
+    configuration: str
     after: tuple[str, ...] = ()
     epochs: tuple[int, ...] = ()
     shareable: int = 0
@@ -156,13 +162,15 @@ def load_study(
     >>> len(study.runs) == len({run.hash for run in study.runs})
     True
     """
+    if bad := [seed for seed in seeds or () if not 0 <= seed < 2**63]:
+        raise RecipeError(f"seeds: expected whole numbers in 0..2^63-1, found {bad[0]}")
     file, document = read_study_file(source, overrides)
     chosen = _preset(file, preset, document)
     reader = _Reader(file, chosen, document, model=model, data=data)
     wanted = reader.wanted(only)
-    name = Path(document.name).name.removesuffix(".yaml").removesuffix(".study")
+    name = re.sub(r"(\.study)?\.ya?ml$", "", Path(document.name).name)
     runs: list[PlannedRun] = []
-    for seed in seeds if seeds is not None else chosen.seeds if chosen.seeds is not None else file.seeds:
+    for seed in seeds if seeds is not None else chosen.seeds or file.seeds:
         built = {variant: reader.run(variant, seed) for variant in wanted}
         runs += _with_hashes(built)
     return Study(name, str(source), file, preset or "own", chosen.note, tuple(runs))
@@ -185,6 +193,7 @@ class _Reader:
         self._file, self._preset, self._document = file, preset, document
         self._model = model
         self._data = _data(file.data, preset.data, data)
+        self._read: dict[str, Document] = {}
         unused = self._unused()
         if unused:
             raise RecipeError(unused)
@@ -219,31 +228,42 @@ class _Reader:
         return recipe, tuple(self._after(name))
 
     def _recipe(self, name: str, variant: Variant) -> Recipe:
-        key, given = self._recipe_of(name, variant)
-        values = self._variables(name, variant)
-        if isinstance(given, str):
-            path = find_recipe(given)
-            document = read_yaml(path)
-        elif given is None:
-            where = self._document.where(("variants", name))
-            raise RecipeError(f"{where}: no recipe is given, neither here nor for the whole study")
-        else:
-            path = Path(self._document.name)
-            document = _part(self._document, key, {"version": VERSION, **given})
-        if isinstance(document.data, dict):
-            own = document.data.get("variables") or {}
-            used = names_in([document.data.get("stages"), document.data.get("defaults")]) | set(own)
+        document = self._document_of(name, variant)
+        if isinstance(document.data, dict) and isinstance(own := document.data.get("variables") or {}, dict):
+            used, values = self._used(name, variant), self._variables(name, variant)
             taken = {**own, **{key: value for key, value in values.items() if key in used}}
-            document.data = {**document.data, **({"variables": taken} if taken else {})}
+            data = {**document.data, **({"variables": taken} if taken else {})}
+            document = replace(document, data=data)
         try:
-            return recipe_of(document, name=name, beside=path.parent)
+            return recipe_of(document, name=name, beside=Path(document.name).parent)
         except RecipeError as error:
             raise RecipeError([f"variant {name}: {problem}" for problem in error.problems]) from None
 
-    def _recipe_of(self, name: str, variant: Variant) -> tuple[Key, str | dict[str, Any] | None]:
-        if variant.recipe is not None:
-            return ("variants", name, "recipe"), variant.recipe
-        return ("recipe",), self._file.recipe
+    def _document_of(self, name: str, variant: Variant) -> Document:
+        """The recipe of a variant as it is written: its own or the study's, here or in another file."""
+        key: Key = ("variants", name, "recipe") if variant.recipe is not None else ("recipe",)
+        given = self._file.recipe if variant.recipe is None else variant.recipe
+        if given is None:
+            where = self._document.where(("variants", name))
+            raise RecipeError(f"{where}: no recipe is given, neither here nor for the whole study")
+        if not isinstance(given, str):
+            return _part(self._document, key, {"version": VERSION, **given})
+        if given not in self._read:
+            beside = Path(self._document.name).parent / given
+            try:
+                self._read[given] = read_yaml(beside if beside.is_file() else find_recipe(given))
+            except RecipeError as error:
+                where = self._document.where(key)
+                raise RecipeError([f"{where}: {problem}" for problem in error.problems]) from None
+        return self._read[given]
+
+    def _used(self, name: str, variant: Variant) -> set[str]:
+        """The $names in the recipe of a variant."""
+        content = self._document_of(name, variant).data
+        content = content if isinstance(content, dict) else {}
+        own = content.get("variables")
+        used = names_in([content.get("stages"), content.get("defaults")])
+        return used | (set(own) if isinstance(own, dict) else set())
 
     def _given(self, name: str, variant: Variant) -> dict[str, Any]:
         """The variables of a variant as they are written: the study's, the preset's, its own, the preset's of it."""
@@ -253,35 +273,46 @@ class _Reader:
     def _variables(self, name: str, variant: Variant) -> dict[str, Any]:
         values = {}
         for key, value in self._given(name, variant).items():
-            other = _run_of(value)
+            other = self._run_of(name, key, value)
             values[key] = run_path(other.run, other.file) if other else value
         # A value may use other variables itself; what has none is told as part of the recipe.
         return {key: fill(value, values)[0] for key, value in values.items()}
 
     def _after(self, name: str) -> list[str]:
-        variant, known = self._file.variants[name], list(self._file.variants)
-        after = []
-        for key, value in self._given(name, variant).items():
-            other = _run_of(value)
-            if other is None:
+        variant, after = self._file.variants[name], []
+        used, given = self._used(name, variant), self._given(name, variant)
+        used |= names_in([value for key, value in given.items() if key in used])
+        for key, value in given.items():
+            other = self._run_of(name, key, value)
+            if other is None or key not in used:
                 continue
-            where = self._document.where(("variants", name, "variables", key))
-            if other.run not in known:
-                raise RecipeError(f'{where}: there is no variant "{other.run}": {nearest(other.run, known)}')
             if other.run == name:
+                where = self._document.where(("variants", name, "variables", key))
                 raise RecipeError(f"{where}: a variant cannot wait for its own run")
             after.append(other.run)
         return list(dict.fromkeys(after))
+
+    def _run_of(self, name: str, key: str, value: Any) -> RunOf | None:
+        """The other variant's run that the value of a variable stands for, if it is of the form {run: name}."""
+        if not isinstance(value, dict) or "run" not in value:
+            return None
+        own = key in self._file.variants[name].variables
+        place: Key = ("variants", name, "variables", key) if own else ("variables", key)
+        try:
+            other = RunOf.model_validate(value)
+        except ValidationError as error:
+            told = [(self._document.where((*place, *at)), said) for at, said in sentences(error, RunOf)]
+            raise RecipeError([f"{where}: {said}" for where, said in told]) from None
+        if other.run not in self._file.variants:
+            hint = nearest(other.run, list(self._file.variants))
+            raise RecipeError(f'{self._document.where(place)}: there is no variant "{other.run}": {hint}')
+        return other
 
     def _unused(self) -> list[str]:
         """Variables that no recipe of the study uses: a misspelt name would change nothing and be believed."""
         used: set[str] = set()
         for name, variant in self._file.variants.items():
-            _, given = self._recipe_of(name, variant)
-            content = read_yaml(find_recipe(given)).data if isinstance(given, str) else given
-            content = content if isinstance(content, dict) else {}
-            used |= names_in([content.get("stages"), content.get("defaults")])
-            used |= set(content.get("variables") or {}) | names_in(list(self._given(name, variant).values()))
+            used |= self._used(name, variant) | names_in(list(self._given(name, variant).values()))
         places: list[tuple[Key, Iterable[str]]] = [(("variables",), self._file.variables)]
         for name, preset in self._file.presets.items():
             places.append((("presets", name, "variables"), preset.variables))
@@ -296,16 +327,6 @@ class _Reader:
             for name in names
             if name not in used
         ]
-
-
-def _run_of(value: Any) -> RunOf | None:
-    """The other variant's run that the value of a variable stands for, if it is of the form {run: name}."""
-    if not isinstance(value, dict) or "run" not in value or not set(value) <= {"run", "file"}:
-        return None
-    try:
-        return RunOf.model_validate(value)
-    except ValidationError:
-        return None
 
 
 def _part(document: Document, key: Key, content: Any) -> Document:
@@ -342,16 +363,18 @@ def _with_hashes(built: Mapping[str, tuple[Recipe, tuple[str, ...]]]) -> list[Pl
         recipe, after = built[name]
         for other in after:
             add(other, (*path, name))
-        hashes = {other: done[other].hash for other in after}
-        ahead = [number for number, stage in enumerate(recipe.stages) if stage.looks_ahead]
+        settled = _settled(recipe, {other: done[other].hash for other in after})
+        of_any_seed = _settled(recipe, {other: done[other].configuration for other in after})
         done[name] = PlannedRun(
             name,
             recipe.seed,
             recipe.resolved(),
-            _hash(recipe, hashes),
+            settled,
+            _hash(settled),
+            _hash({**of_any_seed, "seed": None}),
             after,
             tuple(map(_epochs, recipe.stages)),
-            min(ahead, default=len(recipe.stages)),
+            shareable(recipe.stages),
         )
 
     for name in built:
@@ -367,35 +390,70 @@ def _epochs(stage: Stage) -> int:
     return stage.train.epochs * (stage.population or trainings(stage))
 
 
-def _hash(recipe: Recipe, runs: Mapping[str, str]) -> str:
-    """Of everything that decides the result, and nothing that does not: not the name, not where a folder lies."""
-    contents: dict[str, str] = {}
+def _settled(recipe: Recipe, runs: Mapping[str, str]) -> dict[str, Any]:
+    """A recipe as what it does: with the contents of its files, and what was made in the runs that it names.
+
+    runs: variant -> the hash of its run
+    """
 
     def content(name: str) -> str:
         if name.startswith(_RUN):
             return name
-        contents[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        return f"file:{contents[name]}"
+        try:
+            return f"file:{hashlib.sha256(Path(name).read_bytes()).hexdigest()}"
+        except OSError as error:
+            raise RecipeError(f"variant {recipe.name}: {name} cannot be read ({error.strerror}).") from None
 
     said = recipe.with_files(content).resolved()
     del said["name"]
-    if isinstance(said["data"], dict) and "folder" in said["data"]:
-        said["data"] = {**said["data"], "folder": Path(said["data"]["folder"]).resolve().name}
-    text = json.dumps(said, sort_keys=True)
-    for name, value in runs.items():
-        text = re.sub(re.escape(_RUN + name) + r"(?=[/\"])", f"run:{value}", text)
+    if recipe.target not in target_names():
+        said["target"] = content(recipe.target)
+
+    def made_in(variant: str, rest: str) -> str:
+        if variant not in runs:
+            raise RecipeError(
+                f"variant {recipe.name}: {_RUN}{variant} is no path: give a variable the value {{run: {variant}}}"
+            )
+        return f"run:{runs[variant]}" + (f"/{rest}" if rest else "")
+
+    return _with_runs(said, made_in)
+
+
+def _hash(settled: Mapping[str, Any]) -> str:
+    """Of everything that decides the result, and nothing that does not: not where a folder of images lies."""
+    data = settled["data"]
+    if isinstance(data, dict) and "folder" in data:
+        data = {**data, "folder": Path(str(data["folder"])).resolve().name}
+    text = json.dumps({**settled, "data": data}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def at_place(recipe: Mapping[str, Any], folder_of: Callable[[str], Path]) -> dict[str, Any]:
     """The recipe with the runs that it names where they lie now. folder_of: the folder of a variant's run."""
+    return _with_runs(recipe, lambda variant, rest: str(folder_of(variant) / rest))
 
-    def placed(value: Any) -> Any:
+
+def runs_in(recipe: Mapping[str, Any]) -> set[str]:
+    """The variants whose runs a recipe names."""
+    found: set[str] = set()
+
+    def seen(variant: str, rest: str) -> str:
+        found.add(variant)
+        return rest
+
+    _with_runs(recipe, seen)
+    return found
+
+
+def _with_runs(recipe: Mapping[str, Any], put: Callable[[str, str], str]) -> dict[str, Any]:
+    """Plain data with something else for each path to another variant's run. put: (variant, rest of the path) -> it"""
+
+    def filled(value: Any) -> Any:
         if isinstance(value, str) and value.startswith(_RUN):
             variant, _, rest = value.removeprefix(_RUN).partition("/")
-            return str(folder_of(variant) / rest)
+            return put(variant, rest)
         if isinstance(value, dict):
-            return {key: placed(inner) for key, inner in value.items()}
-        return [placed(inner) for inner in value] if isinstance(value, list) else value
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else value
 
-    return {key: placed(value) for key, value in recipe.items()}
+    return {key: filled(value) for key, value in recipe.items()}

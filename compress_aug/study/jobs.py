@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress_aug.study.file import PlannedRun
+from compress_aug.study.file import PlannedRun, runs_in
+
+Finished = Callable[[str], bool]
+"""Whether the job of a name is done."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class Job:
     epochs: int = 0
 
 
-def jobs(runs: Sequence[PlannedRun]) -> list[Job]:
+def jobs(runs: Sequence[PlannedRun], finished: Finished | None = None) -> list[Job]:
     """Every run as a job, and before it what it shares with others, so that nothing is trained twice.
 
+    finished: whether an earlier try did the job of this name; what it did is taken up wherever it fits
+
     Runs share their first stages if these, the model, the data, the seed and the target are equal; they part
-    before the first stage that depends on what comes behind it (`Stage.looks_ahead`).
+    before the first stage that cannot be shared (see `compress_aug.running.share.shareable`).
     Each job comes behind those that it waits for.
     """
     alike: dict[str, list[PlannedRun]] = {}
@@ -48,37 +53,56 @@ def jobs(runs: Sequence[PlannedRun]) -> list[Job]:
         alike.setdefault(_base(run), []).append(run)
     found: list[Job] = []
     for group in alike.values():
-        found += _parted(group, None, 0)
-    return _in_order(found)
+        found += _parted(group, _Start(None, 0), finished)
+    return wanted(_in_order(found))
+
+
+def wanted(todo: Iterable[Job]) -> list[Job]:
+    """Less the beginnings that no other job of these goes on from. todo: each behind those that it waits for."""
+    starts: set[str | None] = set()
+    left: list[Job] = []
+    for job in reversed(list(todo)):
+        if job.run is not None or job.name in starts:
+            starts.add(job.start)
+            left.append(job)
+    return left[::-1]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a job begins: behind the first `done` stages, which the job `name` did."""
+
+    name: str | None
+    done: int
 
 
 def _base(run: PlannedRun) -> str:
-    return json.dumps({key: run.recipe[key] for key in ("model", "data", "seed", "target")}, sort_keys=True)
+    return json.dumps({key: run.settled[key] for key in ("model", "data", "seed", "target")}, sort_keys=True)
 
 
-def _parted(group: list[PlannedRun], start: Job | None, done: int) -> list[Job]:
-    """Jobs for runs that begin alike. start: the job that does the first `done` stages of all of them."""
+def _parted(group: list[PlannedRun], start: _Start, finished: Finished | None) -> list[Job]:
+    """Jobs for runs that begin alike."""
     if len(group) == 1:
-        return [_job(group[0], start, done)]
-    common = _common([_stages(run) for run in group], done)
+        return [_job(group[0], start, finished)]
+    common = _common([_stages(run) for run in group], start.done)
     found: list[Job] = []
     # Anything shorter is done again by each: a folder of its own would cost more.
-    if any(group[0].epochs[done:common]):
-        start = _beginning(group[0], common, start, done)
-        found, done = [start], common
+    if any(group[0].epochs[start.done : common]):
+        found = [_beginning(group[0], common, start, finished)]
+        start = _Start(found[0].name, common)
     parts: dict[str, list[PlannedRun]] = {}
     for run in group:
         stages = _stages(run)
         # At the end of what can be shared each goes on alone.
         parts.setdefault(stages[common] if common < len(stages) else f"alone {run.name}", []).append(run)
     for part in parts.values():
-        found += _parted(part, start, done)
+        found += _parted(part, start, finished)
     return found
 
 
 def _stages(run: PlannedRun) -> list[str]:
     """Its stages as text, as far as another run may share them."""
-    return [json.dumps(stage, sort_keys=True) for stage in run.recipe["stages"][: run.shareable]]
+    return [json.dumps(stage, sort_keys=True) for stage in run.settled["stages"][: run.shareable]]
 
 
 def _common(lists: list[list[str]], at_least: int) -> int:
@@ -88,22 +112,34 @@ def _common(lists: list[list[str]], at_least: int) -> int:
     return count
 
 
-def _job(run: PlannedRun, start: Job | None, done: int) -> Job:
+def _job(run: PlannedRun, start: _Start, finished: Finished | None) -> Job:
+    start = _furthest(run, run.shareable, start, finished)
     after = tuple(f"{other}-{run.seed}" for other in run.after)
-    return Job(run.name, run.recipe, _name(start), done, after, run, sum(run.epochs[done:]))
+    return Job(run.name, run.recipe, start.name, start.done, after, run, sum(run.epochs[start.done :]))
 
 
-def _beginning(run: PlannedRun, stages: int, start: Job | None, done: int) -> Job:
+def _beginning(run: PlannedRun, stages: int, start: _Start, finished: Finished | None) -> Job:
+    start = _furthest(run, stages - 1, start, finished)
     recipe = {**run.recipe, "name": "shared", "stages": run.recipe["stages"][:stages]}
-    text = json.dumps({key: value for key, value in recipe.items() if key != "name"}, sort_keys=True)
-    name = f"shared-{hashlib.sha256(text.encode()).hexdigest()[:8]}-{run.seed}"
-    # Which of the runs that it names are needed is not looked at: they are the same for all that share it.
-    after = tuple(f"{other}-{run.seed}" for other in run.after if f"{other}/" in text or f'{other}"' in text)
-    return Job(name, recipe, _name(start), done, after, None, sum(run.epochs[done:stages]))
+    after = tuple(f"{other}-{run.seed}" for other in sorted(runs_in(recipe)))
+    epochs = sum(run.epochs[start.done : stages])
+    return Job(_shared(run, stages), recipe, start.name, start.done, after, None, epochs)
 
 
-def _name(job: Job | None) -> str | None:
-    return job.name if job else None
+def _furthest(run: PlannedRun, most: int, start: _Start, finished: Finished | None) -> _Start:
+    """The longest beginning of at most so many stages that is done already, if it is longer than this one."""
+    if finished is None:
+        return start
+    for stages in range(most, start.done, -1):
+        if finished(name := _shared(run, stages)):
+            return _Start(name, stages)
+    return start
+
+
+def _shared(run: PlannedRun, stages: int) -> str:
+    """What the job of its first stages is called: the same for all runs that begin so, and for no others."""
+    text = json.dumps({**run.settled, "stages": run.settled["stages"][:stages]}, sort_keys=True)
+    return f"shared-{hashlib.sha256(text.encode()).hexdigest()[:8]}-{run.seed}"
 
 
 def _in_order(found: list[Job]) -> list[Job]:

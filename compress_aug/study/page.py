@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compress_aug.folders import written_whole
 from compress_aug.report import words
+from compress_aug.study.spread import newest
 from compress_aug.study.tables import escaped, markdown
 from compress_aug.study.verdict import RULE, judged, title
 from compress_aug.study.words import RunResult, StudyFile, StudyResults
@@ -106,6 +107,8 @@ def _circumstances(file: StudyFile, name: str, runs: Sequence[RunResult]) -> Ite
     preset = file.presets.get(name)
     wanted = preset.only if preset is not None and preset.only is not None else file.variants
     ran = {run.variant for run in runs}
+    if old := len(runs) - sum(len(newest(runs, variant)) for variant in ran):
+        yield f"of these, {old} left out: of a variant that was changed since and not run again with every seed"
     if left := [escaped(title(file, variant)) for variant in wanted if variant not in ran]:
         yield f"not run of this preset: {', '.join(left)}"
     if gone := sorted(ran - set(file.variants)):
@@ -114,7 +117,7 @@ def _circumstances(file: StudyFile, name: str, runs: Sequence[RunResult]) -> Ite
     yield f"data: {_all(_pairs(run.data) for run in runs)}"
     yield f"hardware: {_all(_pairs(run.machine) for run in runs)}"
     yield f"versions: {_all(_pairs(run.versions) for run in runs)}"
-    yield f"time: {words.duration(sum(run.seconds for run in runs))}, of all runs together"
+    yield f"time: {words.duration(sum(run.seconds for run in runs))}, of all runs together, without what they share"
 
 
 def _seeds(runs: Sequence[RunResult]) -> str:

@@ -2,14 +2,17 @@
 
 import contextlib
 import io
-import re
+import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from compress_aug.errors import CompressAugError, WorkError
+from compress_aug.reading import read_yaml
 from compress_aug.search.ray_driver import check_ray
 from compress_aug.study.launch import Launch, Work, last_line
+from compress_aug.study.results import alone_in, finished
 
 _TRIES = 3
 
@@ -36,10 +39,7 @@ def on_ray(address: str, device: str, *, cpus: float = 1.0, gpus: float = 0.0) -
 
     def launch(recipe: Path, folder: Path, start: Path | None, log: Path) -> Work:
         text = recipe.read_text(encoding="utf-8")
-        runs = sorted(
-            {Path(found) for found in re.findall(rf"{re.escape(str(folder.parent))}/[\w.+-]+", text)}
-        )
-        needed = [place for place in (*([start] if start else []), folder, *runs) if place.is_dir()]
+        needed = [place for place in travelling(recipe, folder, start) if place.is_dir()]
         packed = {str(place): pack(place) for place in needed}
         threads = max(1, int(cpus))
         reference = task.remote(
@@ -48,6 +48,22 @@ def on_ray(address: str, device: str, *, cpus: float = 1.0, gpus: float = 0.0) -
         return _Task(ray, reference, folder, log)
 
     return launch
+
+
+def travelling(recipe: Path, folder: Path, start: Path | None) -> list[Path]:
+    """The folders that a job needs: where its first stages were done, its own, and the runs that its recipe names."""
+    runs = folder.parent.parent / "runs"
+    paths = (Path(text) for text in _texts(read_yaml(recipe).data) if text.startswith(f"{runs}/"))
+    named = sorted({runs / path.relative_to(runs).parts[0] for path in paths})
+    return [*([start] if start else []), folder, *named]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def pack(folder: Path) -> bytes:
@@ -59,13 +75,18 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(packed: bytes, folder: Path) -> None:
-    """The inverse, into a folder that is made new, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.part")
-    temporary.mkdir(parents=True, exist_ok=True)
+    """The inverse, whole or not at all; takes the place of a folder that is there."""
+    temporary, before = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "before"))
+    for left in (temporary, before):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
         # "data" refuses links and paths that lead out of the folder.
         archive.extractall(temporary, filter="data")
+    if folder.exists():
+        folder.rename(before)
     temporary.replace(folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _task(
@@ -85,9 +106,11 @@ def _task(
 
     torch.set_num_threads(threads)
     for place, content in packed.items():
-        if not Path(place).exists():
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-            unpack(content, Path(place))
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        # Several tasks of one machine may need it; and an earlier try may have left less of it here.
+        with alone_in(Path(place).parent):
+            if not finished(Path(place)):
+                unpack(content, Path(place))
     for name in (recipe, folder, log):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(recipe).write_text(text, encoding="utf-8")
@@ -96,7 +119,7 @@ def _task(
         try:
             work(recipe, folder, start or None, device)
         except CompressAugError as error:
-            print(f"error: {error}")
+            print(f"error: {' '.join(str(error).splitlines())}")
             code = error.exit_code
         except Exception as error:
             print(f"error: {type(error).__name__}: {error}")
@@ -124,8 +147,9 @@ class _Task:
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(f"error: the task was lost: {str(error).splitlines()[0]}\n")
             return 1
-        if not self._folder.is_dir() and content:
-            self._log.write_text(said, encoding="utf-8")
+        self._log.write_text(said, encoding="utf-8")
+        # Where the disk is shared it is here already.
+        if content and not (code == 0 and finished(self._folder)):
             unpack(content, self._folder)
         return int(code)
 

@@ -1,12 +1,16 @@
 """The figures that a finished run is remembered by, and the file of a study's results that they are added to."""
 
+import fcntl
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from compress_aug.data.assemble import cores
@@ -14,6 +18,7 @@ from compress_aug.errors import RunFolderError
 from compress_aug.folders import written_whole
 from compress_aug.report import read_report
 from compress_aug.report.contract import Export, Report
+from compress_aug.running.folder import RunFolder
 from compress_aug.study.file import PlannedRun, Study
 from compress_aug.study.words import (
     Figures,
@@ -102,6 +107,7 @@ def result_of(
     versions = report.versions or {}
     return RunResult(
         hash=run.hash,
+        configuration=run.configuration,
         preset=preset,
         variant=run.variant,
         seed=run.seed,
@@ -132,9 +138,13 @@ def _in_words(model: Any) -> str:
     return name + (f" ({', '.join(rest)})" if rest else "")
 
 
-def machine() -> dict[str, str | int]:
-    """Of this machine, what results depend on: its processor's name and how many threads may run at once."""
-    return {"cpu": cpu_name(), "cores": cores()}
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """Of this machine, what results depend on: the names of its processor and its GPU, if that is the device, and
+    how many threads may run at once."""
+    about: dict[str, str | int] = {"cpu": cpu_name(), "cores": cores()}
+    if device.startswith("cuda"):
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return about
 
 
 def cpu_name() -> str:
@@ -169,16 +179,33 @@ class ResultsFile:
         """All that is in it; nothing, if there is no such file."""
         if not self.path.is_file():
             return StudyResults(study=self.study, file=self.file)
-        return read_results(self.path)
+        found = read_results(self.path)
+        if found.study != self.study:
+            raise RunFolderError(
+                f"{self.path} holds the results of the study {found.study}, not of {self.study}: choose another "
+                "--results."
+            )
+        return found
 
     def add(self, result: RunResult) -> StudyResults:
-        """Add a run, in place of an earlier one of that preset, variant and seed; returns all that is in it."""
-        before = self.read()
-        others = [run for run in before.runs if _key(run) != _key(result)]
-        after = before.model_copy(update={"file": self.file, "runs": [*others, result]})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.path) as temporary:
-            temporary.write_text(_text(after), encoding="utf-8")
+        """Add a run, in place of an earlier one of that preset, variant and seed; returns all that is in it.
+
+        Studies that add to one file at the same time wait for each other. Raises RunFolderError as `read`, and where
+        nothing can be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with alone_in(self.path.parent):
+                before = self.read()
+                others = [run for run in before.runs if _key(run) != _key(result)]
+                after = before.model_copy(update={"file": self.file, "runs": [*others, result]})
+                with written_whole(self.path) as temporary:
+                    temporary.write_text(_text(after), encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} cannot be written to ({error.strerror or error}): make room, or choose another "
+                "--results; finished runs are kept in their folders, and added by the same command."
+            ) from None
         return after
 
     def found(self, study: Study) -> dict[str, RunResult]:
@@ -187,6 +214,26 @@ class ResultsFile:
         return {
             run.name: known[run.variant, run.hash] for run in study.runs if (run.variant, run.hash) in known
         }
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run is done to its end."""
+    try:
+        report = RunFolder(folder).read_json(folder / "report.json")
+    except RunFolderError:
+        return False
+    return isinstance(report, dict) and report.get("finished") is True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait for others that do the same in this folder, then keep them waiting."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def read_results(path: Path) -> StudyResults:

@@ -23,8 +23,12 @@ class Spread:
 
 
 def newest(runs: Sequence[RunResult], variant: str) -> dict[int, RunResult]:
-    """The last run of each seed, in the order of the seeds. runs: of one preset, the oldest first."""
-    found = {run.seed: run for run in runs if run.variant == variant}
+    """The last run of each seed, in the order of the seeds. runs: of one preset, the oldest first.
+
+    Runs of another configuration than the last run's are left out: a mean over both would be of neither.
+    """
+    own = [run for run in runs if run.variant == variant]
+    found = {run.seed: run for run in own if run.configuration == own[-1].configuration}
     return dict(sorted(found.items()))
 
 
@@ -62,7 +66,8 @@ def sparsities(runs: Sequence[RunResult]) -> list[float]:
     """At which sparsities anything was trained and tested, rising, those nearer than `NEAR` taken as one."""
     trained = sorted(
         stage.sparsity
-        for run in runs
+        for variant in {run.variant for run in runs}
+        for run in newest(runs, variant).values()
         for stage in run.figures.stages
         if stage.word == "train" and stage.sparsity is not None and stage.accuracy is not None
     )

@@ -1,12 +1,30 @@
 """What a study file may say, and what is known of each finished run: the types of both, and nothing else."""
 
+import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-NAME = r"^[\w.+-]+$"
 
-Name = Annotated[str, Field(pattern=NAME)]
+def _name(given: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]{0,59}", given):
+        raise ValueError(
+            f'expected a name of at most 60 letters, digits and "_.+-", a letter or digit first, found "{given}"'
+        )
+    return given
+
+
+def _different(given: list[int]) -> list[int]:
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"expected different whole numbers, at least one, found {given}")
+    return given
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""What becomes part of a file's name."""
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63, strict=True)]], AfterValidator(_different)]
 Measure = Literal[
     "accuracy", "sparsity", "parameters", "nonzero_parameters", "macs", "bytes", "latency_ms", "file_accuracy"
 ]
@@ -22,6 +40,14 @@ class RunOf(_Said):
 
     run: Name
     file: str | None = Field(default=None, description="within that folder, such as kept/student.yaml")
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, given: str | None) -> str | None:
+        path = PurePosixPath(given or ".")
+        if given is not None and (path.is_absolute() or ".." in path.parts or path == PurePosixPath()):
+            raise ValueError(f'expected a file within the folder of that run, found "{given}"')
+        return given
 
 
 class Variant(_Said):
@@ -45,7 +71,7 @@ class Show(_Said):
     """
 
     kind: Literal["table", "rounds", "sweep", "schedules"] = "table"
-    measures: list[Measure] = ["accuracy"]
+    measures: Annotated[list[Measure], Field(min_length=1)] = ["accuracy"]
 
 
 class Claim(_Said):
@@ -81,12 +107,12 @@ class Preset(_Said):
     """
 
     note: str | None = None
-    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    seeds: Seeds | None = None
     model: str | dict[str, Any] | None = None
     data: str | dict[str, Any] | None = None
     variables: dict[str, Any] = {}
     variants: dict[Name, dict[str, Any]] = {}
-    only: list[Name] | None = None
+    only: Annotated[list[Name], Field(min_length=1)] | None = None
 
 
 class StudyFile(_Said):
@@ -98,7 +124,7 @@ class StudyFile(_Said):
     question: str
     model: str | dict[str, Any]
     data: str | dict[str, Any]
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    seeds: Seeds = [0]
     recipe: str | dict[str, Any] | None = None
     variables: dict[str, Any] = {}
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
@@ -158,10 +184,15 @@ class Figures(_Known):
 
 
 class RunResult(_Known):
-    """One finished run of a study. hash: of its configuration; machine and versions: as its report told them."""
+    """One finished run of a study. machine and versions: as its report told them.
+
+    hash:          of its configuration
+    configuration: the same of all but the seed: equal for runs that may be averaged; null in older files
+    """
 
     hash: str
-    preset: str
+    configuration: str | None = None
+    preset: FileName
     variant: str
     seed: int
     finished: str
@@ -181,6 +212,6 @@ class StudyResults(_Known):
     """
 
     version: Literal[1] = 1
-    study: str
+    study: FileName
     file: str
     runs: list[RunResult] = []

@@ -1,6 +1,8 @@
 """One run of a study in a process of its own: python -m compress_aug.study.worker RECIPE FOLDER START DEVICE PARENT."""
 
+import fcntl
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -28,6 +30,9 @@ def work(recipe: str | Path, folder: str | Path, start: str | Path | None, devic
 
     loaded, folder = load_recipe(recipe), Path(folder)
     begun = (folder / "recipe.yaml").is_file()
+    if not begun:
+        # What a run that was killed in its first moments left has no recipe, and nobody can go on from it.
+        shutil.rmtree(folder, ignore_errors=True)
     if not begun and start is not None:
         begin_like(loaded, start, folder)
     # As wide as it needs: the log is read line by line.
@@ -57,6 +62,18 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _alone() -> None:
+    """Wait until no other process is at work on this run: that of a study which was killed a moment ago, say.
+
+    Two in one folder would spoil each other's files. The log is what each has open, and is locked as long as that.
+    """
+    try:
+        fcntl.flock(sys.stdout, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print("waits until another process has ended that is at work on this run", flush=True)
+        fcntl.flock(sys.stdout, fcntl.LOCK_EX)
+
+
 def main() -> None:
     """Exit codes are those of the command line."""
     from compress_aug.errors import CompressAugError
@@ -66,9 +83,11 @@ def main() -> None:
     # The interpreter ignores Ctrl-C in a process that was started in the background of a shell.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        _alone()
         work(recipe, folder, start or None, device)
     except CompressAugError as error:
-        print(f"error: {error}", flush=True)
+        # On one line: the last one is what the study tells.
+        print(f"error: {' '.join(str(error).splitlines())}", flush=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(1) from None
