@@ -388,9 +388,9 @@ def test_schedules_are_rows(tmp_path: Path) -> None:
 
 def test_variants_that_a_preset_leaves_out_are_no_rows() -> None:
     file = study("a", "b", "c", presets={"small": {"only": ["a", "b"]}})
-    assert list(tables.shown(file, runs_of(a=[0.6]))) == ["a", "b"]
-    assert list(tables.shown(file, runs_of(a=[0.6], c=[0.5]))) == ["a", "b", "c"]
-    assert list(tables.shown(file, [])) == ["a", "b", "c"]
+    assert list(verdict.shown(file, runs_of(a=[0.6]))) == ["a", "b"]
+    assert list(verdict.shown(file, runs_of(a=[0.6], c=[0.5]))) == ["a", "b", "c"]
+    assert list(verdict.shown(file, [])) == ["a", "b", "c"]
 
 
 def test_markdown_is_harmless() -> None:
@@ -610,3 +610,43 @@ def test_the_page_of_a_folder(tmp_path: Path) -> None:
         page.write_page([results], to, folder, {}.__getitem__)
     assert to.read_text() == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "results.md"]
+
+
+def test_a_margin_lets_a_little_worse_count() -> None:
+    runs = runs_of(a=[0.595, 0.594, 0.596], b=[0.60, 0.60, 0.60])
+    claim = {"say": "a is at most a point worse", "better": "a", "than": ["b"]}
+    strict, loose = (
+        verdict.judged(study("a", "b", claims=[{**claim, **more}]), with_images(runs, 10**6))[0]
+        for more in ({}, {"margin": 1})
+    )
+    assert "the opposite is shown" in strict
+    # The numbers stay what they are: half a point worse.
+    assert "a is at most a point worse: shown (-0.50 ± 0.06 points against b" in loose
+    far = verdict.judged(study("a", "b", claims=[{**claim, "margin": 0.2}]), with_images(runs, 10**6))[0]
+    assert "the opposite is shown" in far
+
+
+def with_images(runs: list[RunResult], test: int) -> list[RunResult]:
+    return [one.model_copy(update={"data": {**one.data, "test": test}}) for one in runs]
+
+
+def test_claims_leave_out_what_the_preset_leaves_out() -> None:
+    claims = [
+        {"say": "a is better", "better": "a", "than": ["b", "c"]},
+        {"say": "c is better", "better": "c", "than": ["a"]},
+    ]
+    presets = {"small": {"only": ["a", "b"]}}
+    found = verdict.judged(
+        study("a", "b", "c", claims=claims, presets=presets), runs_of(a=[0.9, 0.91], b=[0.5, 0.52])
+    )
+    assert found[0].startswith("a is better: shown") and "left out by this preset: c" in found[0]
+    assert found[1] == "c is better: not asked by this preset."
+
+
+def test_the_papers_numbers_are_told_apart_from_ours() -> None:
+    with_paper = study("a", variants={"a": {"paper": 70.5}})
+    line = tables.about_paper(with_paper, runs_of(a=[0.6]))
+    assert line is not None and line.startswith("The paper's numbers are its own")
+    whole = [one.model_copy(update={"preset": "paper"}) for one in runs_of(a=[0.6])]
+    assert tables.about_paper(with_paper, whole) is None
+    assert tables.about_paper(study("a"), runs_of(a=[0.6])) is None

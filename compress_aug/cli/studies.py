@@ -257,7 +257,7 @@ def _command(
 
 def _show(loaded: "Study", kept: Any) -> None:
     from compress_aug.report.words import plain
-    from compress_aug.study.tables import rich_table
+    from compress_aug.study.tables import about_paper, rich_table
     from compress_aug.study.verdict import judged
 
     found = kept.read()
@@ -268,7 +268,8 @@ def _show(loaded: "Study", kept: Any) -> None:
         return
     console = new_console()
     console.print(rich_table(loaded.file, runs, f"{loaded.file.title} ({loaded.file.source})"))
-    for line in judged(loaded.file, runs):
+    paper = about_paper(loaded.file, runs)
+    for line in [*([paper] if paper else []), *judged(loaded.file, runs)]:
         console.print(plain(line), highlight=False, markup=False)
     picture = _picture(loaded.file, found.model_copy(update={"runs": runs}), loaded.preset, kept.path.parent)
     say(

@@ -14,7 +14,8 @@ from compress_aug.policies import curves
 from compress_aug.study.learned import learned
 from compress_aug.study.spread import accuracy_at, measured, sparsities, values
 from compress_aug.study.sweeps import swept
-from compress_aug.study.tables import HEADERS, row_name, shown
+from compress_aug.study.tables import HEADERS, row_name
+from compress_aug.study.verdict import shown
 from compress_aug.study.words import Measure, RunResult, StudyFile
 
 # What a measure is multiplied with for the unit of its header.

@@ -8,7 +8,7 @@ from pathlib import Path
 from compress_aug.folders import written_whole
 from compress_aug.report import words
 from compress_aug.study.spread import newest
-from compress_aug.study.tables import escaped, markdown
+from compress_aug.study.tables import about_paper, escaped, markdown
 from compress_aug.study.verdict import RULE, judged, title
 from compress_aug.study.words import RunResult, StudyFile, StudyResults
 
@@ -92,6 +92,8 @@ def _preset(
     if preset is not None and preset.note:
         yield escaped(preset.note)
     yield markdown(file, runs)
+    if line := about_paper(file, runs):
+        yield escaped(line)
     if picture is not None:
         yield f"![{escaped(file.title)}, {name}]({picture})"
     if file.claims:

@@ -14,8 +14,9 @@ from compress_aug.report import words
 from compress_aug.study.learned import Learned, learned
 from compress_aug.study.spread import Spread, accuracy_at, measured, newest, sparsities, spread, values
 from compress_aug.study.sweeps import Magnitude, Swept, magnitude_word, swept
+from compress_aug.study.verdict import shown
 from compress_aug.study.verdict import title as title_of
-from compress_aug.study.words import Measure, RunResult, StudyFile, Variant
+from compress_aug.study.words import Measure, RunResult, StudyFile
 
 HEADERS: dict[Measure, str] = {
     "accuracy": "accuracy, %",
@@ -53,18 +54,6 @@ def told(file: StudyFile, runs: Sequence[RunResult]) -> Told:
     if any(variant.column is not None for variant in file.variants.values()):
         return _matrix(file, runs)
     return _measures(file, runs)
-
-
-def shown(file: StudyFile, runs: Sequence[RunResult]) -> dict[str, Variant]:
-    """The variants that belong into a table of these runs: those of their preset, and whatever was run."""
-    ran = {run.variant for run in runs}
-    presets = [file.presets.get(run.preset) for run in runs]
-    only = next((preset.only for preset in presets if preset is not None), None)
-    return {
-        name: variant
-        for name, variant in file.variants.items()
-        if only is None or name in only or name in ran
-    }
 
 
 def row_name(file: StudyFile, name: str) -> str:
@@ -259,3 +248,15 @@ def _lives(one: Learned) -> tuple[str, ...]:
 def _range(counts: set[int]) -> str:
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
+
+
+def about_paper(file: StudyFile, runs: Sequence[RunResult]) -> str | None:
+    """What the paper's numbers in the table are of, where these runs are of something smaller; None if they are not."""
+    if all(variant.paper is None for variant in shown(file, runs).values()):
+        return None
+    if {run.preset for run in runs} == {"paper"}:
+        return None
+    ours = sorted(
+        {f"{run.model} on {run.data.get('train', 0):,} images of {run.data.get('name', '?')}" for run in runs}
+    )
+    return f"The paper's numbers are its own, with its data and epochs; these runs: {'; '.join(ours)}."

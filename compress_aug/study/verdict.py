@@ -8,7 +8,7 @@ from typing import Literal
 
 from compress_aug.study.spread import Read, accuracy_at, differences, measured, newest, values
 from compress_aug.study.sweeps import magnitude_word, rank, swept
-from compress_aug.study.words import Claim, RunResult, StudyFile
+from compress_aug.study.words import Claim, RunResult, StudyFile, Variant
 
 Finding = Literal["shown", "opposite", "noise", "one seed", "not run"]
 
@@ -52,8 +52,13 @@ def judged(file: StudyFile, runs: Sequence[RunResult]) -> list[str]:
     return [f"{claim.say.rstrip('. ')}: {words}." for claim, words in zip(file.claims, said, strict=True)]
 
 
-def compared(runs: Sequence[RunResult], better: str, than: str, at: float | None = None) -> Comparison:
-    """Whether the accuracy of one variant is above that of another; at: a sparsity, the end of the run by default.
+def compared(
+    runs: Sequence[RunResult], better: str, than: str, at: float | None = None, margin: float = 0.0
+) -> Comparison:
+    """Whether the accuracy of one variant is above that of another.
+
+    at:     a sparsity, the end of the run by default
+    margin: a share by which it may be below and still counts as above
 
     The differences are paired by seed: runs of a seed share first weights and order of images, so that much of what
     a seed does cancels. Two or three seeds know their own noise badly: of two variants that do not differ at all, two
@@ -87,9 +92,9 @@ def compared(runs: Sequence[RunResult], better: str, than: str, at: float | None
     images, of_images = _noise_of_images(runs, (better, than), read, seeds)
     error = max(of_seeds, of_images)
     finding: Finding = "noise"
-    if mean > 2 * error and min(found) > 0:
+    if mean + margin > 2 * error and min(found) + margin > 0:
         finding = "shown"
-    elif mean < -2 * error and max(found) < 0:
+    elif mean + margin < -2 * error and max(found) + margin < 0:
         finding = "opposite"
     return Comparison(finding, len(found), mean, error, images if of_images > of_seeds else None)
 
@@ -110,7 +115,12 @@ def _noise_of_images(
 
 def _better(file: StudyFile, runs: Sequence[RunResult], claim: Claim) -> str:
     assert claim.better is not None
-    against = {than: compared(runs, claim.better, than, claim.at) for than in claim.than}
+    left_out = [name for name in (claim.better, *claim.than) if name not in shown(file, runs)]
+    asked = [name for name in claim.than if name not in left_out]
+    if claim.better in left_out or not asked:
+        return "not asked by this preset"
+    margin = claim.margin / 100
+    against = {than: compared(runs, claim.better, than, claim.at, margin) for than in asked}
     run = {than: one for than, one in against.items() if one.finding != "not run"}
     words = [f"{_numbers(one)} against {title(file, than)}" for than, one in run.items()]
     bases = [_basis(one) for one in run.values()]
@@ -118,7 +128,7 @@ def _better(file: StudyFile, runs: Sequence[RunResult], claim: Claim) -> str:
         words.append(bases[0])
     else:
         words = [f"{said}, {basis}" for said, basis in zip(words, bases, strict=True)]
-    missing = [name for name in (claim.better, *claim.than) if not newest(runs, name)]
+    missing = [name for name in (claim.better, *asked) if not newest(runs, name)]
     if missing:
         words.append(f"not run: {', '.join(title(file, name) for name in missing)}")
     # Both ran, yet never with the same seed, or never at this sparsity.
@@ -126,6 +136,8 @@ def _better(file: StudyFile, runs: Sequence[RunResult], claim: Claim) -> str:
     if apart:
         where = "" if claim.at is None else f" at {100 * claim.at:g} % zeros"
         words.append(f"no common seed{where}: {', '.join(title(file, name) for name in apart)}")
+    if left_out:
+        words.append(f"left out by this preset: {', '.join(title(file, name) for name in left_out)}")
     return f"{_SAID[_whole([one.finding for one in against.values()])]} ({'; '.join(words)})"
 
 
@@ -145,6 +157,18 @@ def _basis(one: Comparison) -> str:
     """What a comparison rests on."""
     seeds = f"{one.seeds} seed{'s' * (one.seeds != 1)}"
     return seeds if one.images is None else f"{seeds}, ± of {one.images:,} test images"
+
+
+def shown(file: StudyFile, runs: Sequence[RunResult]) -> dict[str, Variant]:
+    """The variants that belong into a table of these runs: those of their preset, and whatever was run."""
+    ran = {run.variant for run in runs}
+    presets = [file.presets.get(run.preset) for run in runs]
+    only = next((preset.only for preset in presets if preset is not None), None)
+    return {
+        name: variant
+        for name, variant in file.variants.items()
+        if only is None or name in only or name in ran
+    }
 
 
 def title(file: StudyFile, name: str) -> str:

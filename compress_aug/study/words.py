@@ -79,6 +79,7 @@ class Claim(_Said):
 
     say:         the sentence
     better, than: names of variants: the accuracy of the first is above that of each other one
+    margin:      points by which it may be worse and still counts: with 1, "no more than a point worse"
     at:          the sparsity at which it is said, for studies that show rounds; the end of the run by default
     falls:       instead: the optimal magnitude of a sweep is smaller at the largest sparsity than at the smallest
     """
@@ -86,6 +87,7 @@ class Claim(_Said):
     say: str
     better: Name | None = None
     than: list[Name] = []
+    margin: float = Field(default=0.0, ge=0, lt=100)
     at: float | None = None
     falls: bool = False
 
