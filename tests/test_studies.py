@@ -1,14 +1,20 @@
 """Every shipped study: read with each preset, the papers' numbers against those copied here, and run when small."""
 
+import hashlib
+import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torchvision
+from rich.console import Console
+from test_study import Here
 from typer.testing import CliRunner
 
 from compress_aug.cli.commands import app
 from compress_aug.folders import shipped
-from compress_aug.study import load_study
+from compress_aug.study import ResultsFile, conduct, load_study
 from compress_aug.study.file import read_study_file, study_names
 from compress_aug.study.jobs import jobs
 from compress_aug.study.results import read_results
@@ -82,7 +88,14 @@ def sharing(name, preset):
 
 
 def test_the_papers_experiments_ship():
-    figures = ["fig1_sweep", "fig2_sweep_folder", "fig3_decay"]
+    figures = [
+        "fig1_sweep",
+        "fig2_sweep_folder",
+        "fig3_decay",
+        "fig4_inherit_prune",
+        "fig6_inherit_layers",
+        "fig7_teacher_filter",
+    ]
     tables = [
         "table1_losses",
         "table2_rolewise",
@@ -105,7 +118,7 @@ def test_its_header_says_what_it_asks_and_how_to_run_it(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_its_presets_are_small_and_whole_and_say_what_they_changed(name):
     presets = read_study_file(name)[0].presets
-    assert {"micro", "paper"} <= set(presets)
+    assert {"micro", "cpu", "gpu", "paper"} == set(presets)
     assert all(preset.note for preset in presets.values())
     assert presets["micro"].seeds == [0] or read_study_file(name)[0].seeds == [0]
 
@@ -244,3 +257,52 @@ def test_it_runs_to_its_end_when_small(name, tmp_path, monkeypatch):
     assert Path(f"studies/results/{study.name}-micro.png").stat().st_size > 0
     for claim in study.file.claims:
         assert re.sub(r"\s+", " ", claim.say.rstrip(".")) in re.sub(r"\s+", " ", result.output)
+
+
+def written(path, content):
+    """A file of CIFAR-100 as torchvision finds it on disk; returns its MD5 sum."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def cifar100(tmp_path, monkeypatch):
+    """A folder with files in the format of CIFAR-100: 100 classes, 400 images to train on, 200 to test; random ones."""
+    generator = np.random.default_rng(0)
+    place = tmp_path / "data" / "cifar-100-python"
+
+    def part(images):
+        pixels = generator.integers(0, 256, (images, 3 * 32 * 32), dtype=np.uint8)
+        return {"data": pixels, "fine_labels": [n % 100 for n in range(images)]}
+
+    files = {name: written(place / name, part(images)) for name, images in (("train", 400), ("test", 200))}
+    meta = written(place / "meta", {"fine_label_names": [f"thing {n}" for n in range(100)]})
+    kind = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(kind, "train_list", [["train", files["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", files["test"]]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta})
+    return place.parent
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name in ("paper/fig3_decay", "paper/fig6_inherit_layers")]
+)
+def test_its_form_for_cifar_100_runs_on_files_in_that_format(name, cifar100, tmp_path):
+    _run_on(name, cifar100, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_for_cifar_100_runs_on_files_in_that_format(name, cifar100, tmp_path):
+    _run_on(name, cifar100, tmp_path)
+
+
+def _run_on(name, cifar100, tmp_path):
+    """The first variant of the smallest preset, on 100 classes."""
+    data = {"name": "cifar100", "root": str(cifar100)}
+    first = load_study(name, preset="micro").runs[0].variant
+    study = load_study(name, preset="micro", only=[first], data=data, seeds=[0])
+    results = ResultsFile.of(study, tmp_path / "results")
+    found = conduct(study, out=tmp_path / "out", results=results, launch=Here(), console=Console(quiet=True))
+    assert {run.data["classes"] for run in found} == {100}
