@@ -1,6 +1,7 @@
 """Settings of all tests: one thread, so that tiny nets do not spend their time waking up others."""
 
 import os
+import signal
 
 import matplotlib
 import pytest
@@ -17,3 +18,11 @@ def real_images():
     if not folder:
         pytest.skip("COMPRESS_AUG_DATA names no folder with real images")
     return folder
+
+
+@pytest.fixture
+def ctrl_c():
+    """As in a terminal: a shell that runs the tests in the background has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

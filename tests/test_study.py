@@ -329,7 +329,7 @@ def test_sharing_refuses_what_begins_differently(study_file, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_stopping_keeps_what_is_done(study_file, tmp_path):
+def test_stopping_keeps_what_is_done(study_file, tmp_path, ctrl_c):
     def launch(recipe, folder, start, log):
         if job_of(folder) == "decay-0":
             signal.raise_signal(signal.SIGINT)

@@ -114,14 +114,6 @@ def test_paused_anywhere_and_resumed_it_ends_the_same(data, tmp_path, stop_after
     assert [row["validation_accuracy"] for row in resumed] == [row["validation_accuracy"] for row in history]
 
 
-@pytest.fixture
-def ctrl_c():
-    """As in a terminal: a shell that runs the tests in the background has Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_saves_and_says_where(data, tmp_path, ctrl_c):
     whole = augmented(data)
     fit(whole)

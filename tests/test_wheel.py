@@ -146,9 +146,10 @@ def test_from_a_wheel_the_folders_are_found(built, tmp_path):
     code = (
         "import compress_aug, sys; from compress_aug.folders import shipped\n"
         "from compress_aug.recipe import recipe_names\n"
+        "from compress_aug.study import study_names\n"
         "from importlib.machinery import PathFinder\n"
         "beside = [PathFinder.find_spec(name, [sys.path[1]]) for name in ('recipes', 'export')]\n"
-        "print(compress_aug.__file__, shipped('export') / 'bench.py', len(recipe_names()), *beside)"
+        "print(compress_aug.__file__, shipped('export') / 'bench.py', len(recipe_names() + study_names()), *beside)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
