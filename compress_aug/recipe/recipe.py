@@ -233,18 +233,31 @@ def _beside(folder: Path, name: str) -> str:
 
 def find_recipe(source: str | Path) -> Path:
     """The file of a recipe given by path or by its shipped name. Raises RecipeError with the nearest name."""
+    found = found_file(source, ".yaml", "recipe")
+    if found is not None:
+        return found
+    raise RecipeError(
+        f'There is no recipe "{source}", shipped or as a file: {nearest(str(source), recipe_names())}'
+    )
+
+
+def found_file(source: str | Path, suffix: str, what: str) -> Path | None:
+    """The file of that path, or else the shipped one of that name; None if it may be a misspelt name.
+
+    suffix: of shipped files;  what: what it is to be, for the error
+
+    Raises RecipeError for the path of a file that is not there.
+    """
     path = Path(source)
     if path.is_file():
         return path
     folder = shipped("recipes")
-    inside = folder / f"{source}.yaml"
+    inside = folder / f"{source}{suffix}"
     if inside.is_file() and inside.resolve().is_relative_to(folder.resolve()):
         return inside
     if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(f"There is no recipe file {path}.")
-    raise RecipeError(
-        f'There is no recipe "{source}", shipped or as a file: {nearest(str(source), recipe_names())}'
-    )
+        raise RecipeError(f"There is no {what} file {path}.")
+    return None
 
 
 def recipe_names() -> list[str]:

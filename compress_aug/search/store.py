@@ -84,4 +84,5 @@ class Store:
 
 
 def damaged_file(path: Path, how: str) -> RunFolderError:
+    """The error for a file of a search that cannot be gone on with. how: what is wrong with it, in a few words."""
     return RunFolderError(f"{path} is damaged ({how}): delete it, and the search begins anew.")

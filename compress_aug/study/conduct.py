@@ -16,9 +16,10 @@ from compress_aug.errors import CompressAugError, Interrupted, RunFolderError, W
 from compress_aug.folders import written_whole
 from compress_aug.progress import interrupt_flag
 from compress_aug.report.words import plain
-from compress_aug.study.file import Study, at_place
+from compress_aug.study.file import Study
 from compress_aug.study.jobs import Job, jobs, wanted
 from compress_aug.study.launch import Launch, Work
+from compress_aug.study.planned import at_place
 from compress_aug.study.results import ResultsFile, finished, machine, result_of
 from compress_aug.study.words import RunResult
 

@@ -1,9 +1,7 @@
-"""A study file read: its preset applied, every variant's recipe built and checked, and each run given its hash."""
+"""A study file read: its preset applied, every variant's recipe built and checked, the place of each mistake told."""
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,46 +11,20 @@ from pydantic import ValidationError
 from compress_aug.errors import RecipeError, nearest
 from compress_aug.folders import shipped
 from compress_aug.reading import Document, Key, read_yaml, sentences
-from compress_aug.recipe import STUDY_SUFFIX, Recipe, find_recipe, recipe_of, set_value, with_choices
+from compress_aug.recipe import (
+    STUDY_SUFFIX,
+    Recipe,
+    find_recipe,
+    found_file,
+    recipe_of,
+    set_value,
+    with_choices,
+)
 from compress_aug.recipe.build import VERSION, fill, names_in
-from compress_aug.running.share import shareable
-from compress_aug.stages import Search, Stage, Train
-from compress_aug.stages.sweep import trainings
+from compress_aug.study.planned import PlannedRun, names_a_run, planned_runs, run_path
 from compress_aug.study.words import Preset, RunOf, StudyFile, Variant
-from compress_aug.targets import target_names
 
-# Where a recipe names the run of another variant: no folder of this name exists, it is replaced when its turn comes.
-_RUN = "./.run-of/"
 _BASES = ("name", "folder", "call")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a study.
-
-    recipe: as plain data, unrolled; a path that begins with `run_path(variant)` stands for that variant's run
-    settled: the same with the contents of files and the hashes of runs instead of their paths: what it does
-    hash:   of all that decides its result: the recipe, its model, data and seed, and the files that these name
-    configuration: the same of all but the seed
-    after:  variants whose runs with this seed must be finished first
-    epochs: of each stage, all trainings of a search together
-    shareable: how many of its first stages depend on nothing that comes behind them
-    """
-
-    variant: str
-    seed: int
-    recipe: dict[str, Any]
-    settled: dict[str, Any]
-    hash: str
-    configuration: str
-    after: tuple[str, ...] = ()
-    epochs: tuple[int, ...] = ()
-    shareable: int = 0
-
-    @property
-    def name(self) -> str:
-        """What its folder is called."""
-        return f"{self.variant}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -72,11 +44,6 @@ class Study:
     runs: tuple[PlannedRun, ...]
 
 
-def run_path(variant: str, file: str | None = None) -> str:
-    """What a recipe of a study calls the folder of another variant's run, or a file in it."""
-    return f"{_RUN}{variant}" + (f"/{file}" if file else "")
-
-
 def study_names() -> list[str]:
     """The names of all shipped studies, such as paper/fig3_decay."""
     folder = shipped("recipes")
@@ -86,15 +53,9 @@ def study_names() -> list[str]:
 
 def find_study(source: str | Path) -> Path:
     """The file of a study given by path or by its shipped name. Raises RecipeError with the nearest name."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    folder = shipped("recipes")
-    inside = folder / f"{source}{STUDY_SUFFIX}"
-    if inside.is_file() and inside.resolve().is_relative_to(folder.resolve()):
-        return inside
-    if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(f"There is no study file {path}.")
+    found = found_file(source, STUDY_SUFFIX, "study")
+    if found is not None:
+        return found
     names = study_names()
     whole = [name for name in names if name.rpartition("/")[2] == str(source)]
     hint = f'did you mean "{whole[0]}"?' if whole else nearest(str(source), names)
@@ -172,7 +133,7 @@ def load_study(
     runs: list[PlannedRun] = []
     for seed in seeds if seeds is not None else chosen.seeds or file.seeds:
         built = {variant: reader.run(variant, seed) for variant in wanted}
-        runs += _with_hashes(built)
+        runs += planned_runs(built)
     return Study(name, str(source), file, preset or "own", chosen.note, tuple(runs))
 
 
@@ -222,7 +183,7 @@ class _Reader:
             recipe.foresee()
         except RecipeError as error:
             # What waits for another run cannot be looked into yet; it is checked again when its turn comes.
-            problems = [problem for problem in error.problems if _RUN not in problem]
+            problems = [problem for problem in error.problems if not names_a_run(problem)]
             if problems:
                 raise RecipeError([f"variant {name}: {problem}" for problem in problems]) from None
         return recipe, tuple(self._after(name))
@@ -349,111 +310,3 @@ def _data(own: Any, of_preset: Any, chosen: Any) -> Any:
             merged = {key: value for key, value in merged.items() if key not in _BASES}
         merged |= keys
     return merged
-
-
-def _with_hashes(built: Mapping[str, tuple[Recipe, tuple[str, ...]]]) -> list[PlannedRun]:
-    """The runs of one seed, in an order in which each comes behind those that it waits for."""
-    done: dict[str, PlannedRun] = {}
-
-    def add(name: str, path: tuple[str, ...]) -> None:
-        if name in done:
-            return
-        if name in path:
-            raise RecipeError(f"these variants wait for each other: {', '.join((*path, name))}")
-        recipe, after = built[name]
-        for other in after:
-            add(other, (*path, name))
-        settled = _settled(recipe, {other: done[other].hash for other in after})
-        of_any_seed = _settled(recipe, {other: done[other].configuration for other in after})
-        done[name] = PlannedRun(
-            name,
-            recipe.seed,
-            recipe.resolved(),
-            settled,
-            _hash(settled),
-            _hash({**of_any_seed, "seed": None}),
-            after,
-            tuple(map(_epochs, recipe.stages)),
-            shareable(recipe.stages),
-        )
-
-    for name in built:
-        add(name, ())
-    return list(done.values())
-
-
-def _epochs(stage: Stage) -> int:
-    if isinstance(stage, Train):
-        return stage.epochs
-    if not isinstance(stage, Search):
-        return 0
-    return stage.train.epochs * (stage.population or trainings(stage))
-
-
-def _settled(recipe: Recipe, runs: Mapping[str, str]) -> dict[str, Any]:
-    """A recipe as what it does: with the contents of its files, and what was made in the runs that it names.
-
-    runs: variant -> the hash of its run
-    """
-
-    def content(name: str) -> str:
-        if name.startswith(_RUN):
-            return name
-        try:
-            return f"file:{hashlib.sha256(Path(name).read_bytes()).hexdigest()}"
-        except OSError as error:
-            raise RecipeError(f"variant {recipe.name}: {name} cannot be read ({error.strerror}).") from None
-
-    said = recipe.with_files(content).resolved()
-    del said["name"]
-    if recipe.target not in target_names():
-        said["target"] = content(recipe.target)
-
-    def made_in(variant: str, rest: str) -> str:
-        if variant not in runs:
-            raise RecipeError(
-                f"variant {recipe.name}: {_RUN}{variant} is no path: give a variable the value {{run: {variant}}}"
-            )
-        return f"run:{runs[variant]}" + (f"/{rest}" if rest else "")
-
-    return _with_runs(said, made_in)
-
-
-def _hash(settled: Mapping[str, Any]) -> str:
-    """Of everything that decides the result, and nothing that does not: not where a folder of images lies."""
-    data = settled["data"]
-    if isinstance(data, dict) and "folder" in data:
-        data = {**data, "folder": Path(str(data["folder"])).resolve().name}
-    text = json.dumps({**settled, "data": data}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def at_place(recipe: Mapping[str, Any], folder_of: Callable[[str], Path]) -> dict[str, Any]:
-    """The recipe with the runs that it names where they lie now. folder_of: the folder of a variant's run."""
-    return _with_runs(recipe, lambda variant, rest: str(folder_of(variant) / rest))
-
-
-def runs_in(recipe: Mapping[str, Any]) -> set[str]:
-    """The variants whose runs a recipe names."""
-    found: set[str] = set()
-
-    def seen(variant: str, rest: str) -> str:
-        found.add(variant)
-        return rest
-
-    _with_runs(recipe, seen)
-    return found
-
-
-def _with_runs(recipe: Mapping[str, Any], put: Callable[[str, str], str]) -> dict[str, Any]:
-    """Plain data with something else for each path to another variant's run. put: (variant, rest of the path) -> it"""
-
-    def filled(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith(_RUN):
-            variant, _, rest = value.removeprefix(_RUN).partition("/")
-            return put(variant, rest)
-        if isinstance(value, dict):
-            return {key: filled(inner) for key, inner in value.items()}
-        return [filled(inner) for inner in value] if isinstance(value, list) else value
-
-    return {key: filled(value) for key, value in recipe.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress_aug.study.file import PlannedRun, runs_in
+from compress_aug.study.planned import PlannedRun, runs_in
 
 Finished = Callable[[str], bool]
 """Whether the job of a name is done."""

@@ -19,7 +19,8 @@ from compress_aug.folders import written_whole
 from compress_aug.report import read_report
 from compress_aug.report.contract import Export, Report
 from compress_aug.running.folder import RunFolder
-from compress_aug.study.file import PlannedRun, Study
+from compress_aug.study.file import Study
+from compress_aug.study.planned import PlannedRun
 from compress_aug.study.words import (
     Figures,
     FileFigures,
