@@ -250,7 +250,7 @@ def _command(
     parts += [part for name in only or () for part in ("--only", name)]
     parts += ["--model", model] if model else []
     if data:
-        parts += ["--data", f"path/to/{Path(data).name}" if Path(data).is_dir() else data]
+        parts += ["--data", f"path/to/{Path(data).resolve().name}" if Path(data).is_dir() else data]
     parts += [part for given in sets or () for part in ("--set", given)]
     return shlex.join(parts)
 
