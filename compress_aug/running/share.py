@@ -38,7 +38,10 @@ def begin_like(recipe: Recipe, source: str | Path, out: str | Path) -> int:
 
     Raises RunFolderError if the runs begin differently, or a stage is among them that is not `shareable`.
 
-    >>> begin_like(recipe, "runs/shared", "runs/mine")                                      # doctest: +SKIP
+    >>> from rich.console import Console
+    >>> from compress_aug.running import run
+    >>> done = run(recipe, model=model, data=data, out="shared", device="cpu", console=Console(quiet=True))
+    >>> begin_like(recipe, "shared", "mine")
     2
     """
     there, here = RunFolder(Path(source)), RunFolder(Path(out))
