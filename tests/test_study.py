@@ -21,12 +21,14 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from compress_aug.cli.commands import app
-from compress_aug.errors import Interrupted, RecipeError, RunFolderError, WorkError
+from compress_aug.errors import Interrupted, RecipeError, RunFolderError, UserError, WorkError
 from compress_aug.folders import shipped
 from compress_aug.recipe import load_recipe
 from compress_aug.running import run
+from compress_aug.running.run import load_inputs
 from compress_aug.running.share import begin_like
-from compress_aug.study import ResultsFile, conduct, load_study
+from compress_aug.study import ResultsFile, ahead, conduct, load_study
+from compress_aug.study.ahead import look_ahead
 from compress_aug.study.jobs import jobs
 from compress_aug.study.ray_launch import _task, pack, travelling, unpack
 from compress_aug.study.results import figures_of, read_results
@@ -389,6 +391,32 @@ def test_check_tries_every_variant(study_file):
 def test_mistakes_of_the_command(study_file, arguments, told):
     result = CliRunner().invoke(app, ["study", str(study_file()), *arguments])
     assert told in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "resnet9"], 'there is no model "resnet9"'),
+        (["--data", "cifar"], 'there is no data set "cifar"'),
+    ],
+)
+def test_what_no_run_could_do_is_told_once_and_nothing_is_begun(study_file, arguments, told):
+    result = CliRunner().invoke(app, ["study", str(study_file()), "--device", "cpu", *arguments])
+    assert isinstance(result.exception, UserError) and told in str(result.exception)
+    assert not Path("studies").exists()
+
+
+def test_what_a_stage_of_a_variant_names_is_tried_before_any_run(study_file):
+    text = STUDY.replace("    - repeat:", "    - model: toys:nothing\n    - repeat:", 1)
+    with pytest.raises(UserError, match=r"variant constant: .*toys"):
+        look_ahead(load_study(study_file(text)).runs)
+
+
+def test_inputs_are_loaded_once_for_all_variants(study_file, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(ahead, "load_inputs", lambda *given: loaded.append(load_inputs(*given)) or loaded[-1])
+    look_ahead(load_study(study_file()).runs)
+    assert len(loaded) == 1
 
 
 def test_a_task_of_a_machine_that_has_nothing_unpacks_what_it_needs(study_file, tmp_path):

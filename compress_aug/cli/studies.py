@@ -55,6 +55,7 @@ def study(
     """Run variants x seeds of a recipe, and end with the table and the picture of a paper."""
     from compress_aug.report.words import plain
     from compress_aug.study import ResultsFile, conduct, load_study
+    from compress_aug.study.ahead import look_ahead
 
     chosen, preset = _device_and_preset(file, preset, device, sets, here=ray is None)
     choices = read_choices(model, data, None, None)
@@ -80,6 +81,10 @@ def study(
     if check:
         _check(loaded, chosen)
         return
+    if ray is None:
+        # On Ray, images and libraries are those of its machines.
+        done = kept.found(loaded)
+        look_ahead([run for run in loaded.runs if run.name not in done], console)
     launch, at_once, about = _launch(chosen, jobs, ray)
     try:
         conduct(
@@ -191,9 +196,8 @@ def _check(loaded: "Study", device: str) -> None:
     """Rehearse the recipe of each variant, with the first seed. Raises RecipeError that tells all that fail."""
     from rich.console import Console
 
-    from compress_aug.reading import Document
-    from compress_aug.recipe import recipe_of
     from compress_aug.running import check as check_recipe
+    from compress_aug.study.ahead import recipe_of_run
 
     problems = []
     for run in loaded.runs:
@@ -202,9 +206,8 @@ def _check(loaded: "Study", device: str) -> None:
         if run.after:
             say(f"{run.variant}: waits for {', '.join(run.after)}, so it is tried when that is finished")
             continue
-        recipe = recipe_of(Document(run.variant, run.recipe), name=run.variant, beside=Path())
         try:
-            check_recipe(recipe, device=device, console=Console(quiet=True))
+            check_recipe(recipe_of_run(run), device=device, console=Console(quiet=True))
         except CompressAugError as error:
             problems.append(f"variant {run.variant}: {error}")
             continue
