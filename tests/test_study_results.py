@@ -606,6 +606,14 @@ def test_the_page_of_a_folder(tmp_path: Path) -> None:
     to = page.write_page([results], tmp_path / "results.md", folder, lambda name: study("a"))
     text = to.read_text()
     assert "![A study, small](results/some-small.png)" in text and "\n\nWhy it is so.\n\n" in text
+    assert "## Not run" not in text
+    more = page.write_page(
+        [results], tmp_path / "results.md", folder, lambda name: study("a"), {"b": "B | C"}
+    )
+    assert more.read_text().removeprefix(text) == (
+        "\n## Not run\n\nThese studies ship too, and have no results here:\n\n- `b`: B \\| C\n"
+    )
+    text = more.read_text()
     with pytest.raises(KeyError):
         page.write_page([results], to, folder, {}.__getitem__)
     assert to.read_text() == text

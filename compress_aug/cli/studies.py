@@ -1,6 +1,7 @@
 """The commands about studies: study, results."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,10 +131,20 @@ def results(
         for preset in dict.fromkeys(run.preset for run in one.runs):
             _picture(studies[one.study], one, preset, folder)
     try:
-        write_page(found, page, folder, studies.__getitem__)
+        write_page(found, page, folder, studies.__getitem__, _not_run(one.file for one in found))
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{page} cannot be written: {error}.") from None
     say(f"{len(found)} studies: {page}")
+
+
+def _not_run(files: Iterable[str]) -> dict[str, str]:
+    """Name -> title of the shipped studies that are not among these, if any of these has shipped."""
+    from compress_aug.study.file import read_study_file, study_names
+
+    names, ran = study_names(), set(files)
+    if ran.isdisjoint(names):
+        return {}
+    return {name: read_study_file(name)[0].title for name in names if name not in ran}
 
 
 def _device_and_preset(

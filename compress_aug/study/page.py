@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from compress_aug.folders import written_whole
 from compress_aug.report import words
@@ -30,6 +31,7 @@ def page(
     find: Find,
     pictures: Pictures = lambda found, preset: None,
     remarks: Remarks = lambda study, preset: None,
+    not_run: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The whole page as Markdown.
 
@@ -37,17 +39,28 @@ def page(
     find:     the study's file by name
     pictures: the link to the picture of a study's preset, as seen from the page; None if there is none
     remarks:  what a person wrote on a study's preset; goes in as it is
+    not_run:  name -> title of other studies, to be listed as not run
     """
     parts = ["# Results", _HOW, f"How claims are judged: {RULE} {_NOT_RUN}"]
     for found in results:
         parts += _study(found, find(found.study), pictures, remarks)
+    if not_run:
+        lines = "\n".join(f"- `{name}`: {escaped(said)}" for name, said in not_run.items())
+        parts += ["## Not run", f"These studies ship too, and have no results here:\n\n{lines}"]
     return "\n\n".join(parts) + "\n"
 
 
-def write_page(results: Sequence[StudyResults], to: Path, folder: Path, find: Find) -> Path:
+def write_page(
+    results: Sequence[StudyResults],
+    to: Path,
+    folder: Path,
+    find: Find,
+    not_run: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Write the page, whole or not at all, and return its path.
 
-    folder: where STUDY-PRESET.png and a person's remarks, STUDY-PRESET.md, lie, as far as there are such
+    folder:  where STUDY-PRESET.png and a person's remarks, STUDY-PRESET.md, lie, as far as there are such
+    not_run: name -> title of other studies, to be listed as not run
     """
 
     def picture(found: StudyResults, preset: str) -> str | None:
@@ -58,7 +71,7 @@ def write_page(results: Sequence[StudyResults], to: Path, folder: Path, find: Fi
         path = folder / f"{study}-{preset}.md"
         return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
-    text = page(results, find, picture, remark)
+    text = page(results, find, picture, remark, not_run)
     with written_whole(to) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return to
