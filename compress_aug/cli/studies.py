@@ -134,7 +134,7 @@ def results(
         write_page(found, page, folder, studies.__getitem__, _not_run(one.file for one in found))
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{page} cannot be written: {error}.") from None
-    say(f"{len(found)} studies: {page}")
+    say(f"{len(found)} {'study' if len(found) == 1 else 'studies'}: {page}")
 
 
 def _not_run(files: Iterable[str]) -> dict[str, str]:
