@@ -552,6 +552,8 @@ Claims:
 
 - Ours wins: shown (+10.00 ± 0.47 points against a; 2 seeds, ± of 10,000 test images).
 
+A *remark* of ours.
+
 How it was run:
 
 - 4 runs, seeds 0, 1, finished 2026-11-21
@@ -564,8 +566,6 @@ How it was run:
 ```
 compress-aug study paper/some --preset small
 ```
-
-A *remark* of ours.
 
 Not run: preset `paper`.
 

@@ -86,9 +86,7 @@ def _study(found: StudyResults, file: StudyFile, pictures: Pictures, remarks: Re
     missing = [name for name in file.presets if name not in presets]
     for name in presets:
         runs = [run for run in found.runs if run.preset == name]
-        yield from _preset(found, file, name, runs, pictures(found, name))
-        if remark := remarks(found.study, name):
-            yield remark
+        yield from _preset(file, name, runs, pictures(found, name), remarks(found.study, name))
     if missing and presets:
         yield f"Not run: preset{'s' * (len(missing) > 1)} {', '.join(f'`{name}`' for name in missing)}."
     if not presets:
@@ -96,7 +94,7 @@ def _study(found: StudyResults, file: StudyFile, pictures: Pictures, remarks: Re
 
 
 def _preset(
-    found: StudyResults, file: StudyFile, name: str, runs: Sequence[RunResult], picture: str | None
+    file: StudyFile, name: str, runs: Sequence[RunResult], picture: str | None, remark: str | None
 ) -> Iterator[str]:
     yield f"### {escaped(file.title)}: " + (
         f"preset `{name}`" if name in file.presets else "as the study says"
@@ -111,6 +109,8 @@ def _preset(
         yield f"![{escaped(file.title)}, {name}]({picture})"
     if file.claims:
         yield "Claims:\n\n" + "\n".join(f"- {escaped(sentence)}" for sentence in judged(file, runs))
+    if remark:
+        yield remark
     yield "How it was run:\n\n" + "\n".join(f"- {line}" for line in _circumstances(file, name, runs))
     commands = list(dict.fromkeys(words.plain(run.command) for run in runs))
     yield "```\n" + "\n".join(command.replace("`", "'") for command in commands) + "\n```"
