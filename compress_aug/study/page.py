@@ -18,7 +18,8 @@ Pictures = Callable[[StudyResults, str], str | None]
 Remarks = Callable[[str, str], str | None]
 
 _HOW = (
-    "This page is written by `compress-aug results` from the runs that were made; no number on it is typed by hand. "
+    "This page is written by `compress-aug results` from the runs that were made; no number in its tables, "
+    "pictures and claims is typed by hand. "
     "Each study takes a question of a paper, runs what the paper compares with several seeds, and is judged by "
     "its claims. Presets make a study smaller than the paper's: compare variants with each other, not with the "
     "paper's numbers, wherever a preset's note says so."
